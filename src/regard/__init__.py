@@ -1,0 +1,72 @@
+"""regard: attention you can trust, see and afford.
+
+`regard.attention` computes exact attention with every option honoured or refused; `regard.reference`
+is the float64 oracle it is checked against; `regard.masks` say which pairs may attend and
+`regard.positions` how distance matters; `regard.observe` shows the weights of any model without
+taking its fused kernels away.
+
+Names are imported when they are first used, so that `regard --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from regard._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from regard import masks as masks
+    from regard import positions as positions
+    from regard import reference as reference
+    from regard._attention import Choice as Choice
+    from regard._attention import Dispatch as Dispatch
+    from regard._attention import attention as attention
+    from regard._attention import dispatch as dispatch
+    from regard._errors import ArgumentError as ArgumentError
+    from regard._errors import CheckpointError as CheckpointError
+    from regard._errors import DataError as DataError
+    from regard._errors import DependencyError as DependencyError
+    from regard._errors import MaskError as MaskError
+    from regard._errors import NativeError as NativeError
+    from regard._errors import RegardError as RegardError
+    from regard._errors import ShapeError as ShapeError
+    from regard._errors import UnsupportedError as UnsupportedError
+    from regard.observation import Observation as Observation
+    from regard.observation import ObservedLayer as ObservedLayer
+    from regard.observation import Statistics as Statistics
+    from regard.observation import observe as observe
+    from regard.observation import statistics as statistics
+    from regard.observation import weights as weights
+
+_HOMES = {
+    "regard._attention": ("Choice", "Dispatch", "attention", "dispatch"),
+    "regard._errors": (
+        "ArgumentError",
+        "CheckpointError",
+        "DataError",
+        "DependencyError",
+        "MaskError",
+        "NativeError",
+        "RegardError",
+        "ShapeError",
+        "UnsupportedError",
+    ),
+    "regard.observation": ("Observation", "ObservedLayer", "Statistics", "observe", "statistics", "weights"),
+}
+_ROOMS = ("masks", "positions", "reference")
+
+__all__ = sorted([*_ROOMS, *(name for names in _HOMES.values() for name in names), "__version__"])  # pyright: ignore[reportUnsupportedDunderAll] - filled below
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"regard.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            module = import_module(home)
+            globals().update({each: getattr(module, each) for each in names})
+            return globals()[name]
+    raise AttributeError(f"module 'regard' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

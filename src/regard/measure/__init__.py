@@ -1,0 +1,8 @@
+"""What it costs here: time and peak memory of a function on this machine."""
+
+from regard.measure.cost import Cost as Cost
+from regard.measure.cost import cost_of as cost_of
+from regard.measure.cost import growth as growth
+from regard.measure.cost import peak_bytes as peak_bytes
+
+__all__ = ["Cost", "cost_of", "growth", "peak_bytes"]

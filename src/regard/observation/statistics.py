@@ -1,0 +1,158 @@
+"""What a model's attention is like, in one pass over rows, without n x n memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from regard._errors import ArgumentError
+from regard._front_door import Options, build_problem
+from regard.backends import Problem
+from regard.observation.tiles import chunks, score_tile, working_dtype
+
+KINDS = ("entropy", "received", "received_value", "max_logit", "sink_share", "distance")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What was asked for; None for the rest. B batch, H query heads, q rows, k columns.
+
+    entropy: (B, H, q), of each row's weights, in nats; 0 for a row that attends to nothing.
+    received: (B, H, k), the weight that each key got from all queries together.
+    received_value: (B, H, k), the same times the length of the key's value vector.
+    max_logit: (B, H, q), the largest score of each row; -inf for a row that may attend to nothing.
+    sink_share: (B, H, q), the weight on key 0.
+    distance: (B, H, q), mean |key index - query index| under the weights.
+    top_weights, top_keys: (B, H, q, topk), the largest weights of each row and their keys.
+    pooled: (B, H, p, p), mean over query bins of the weight summed over key bins.
+    """
+
+    entropy: Tensor | None = None
+    received: Tensor | None = None
+    received_value: Tensor | None = None
+    max_logit: Tensor | None = None
+    sink_share: Tensor | None = None
+    distance: Tensor | None = None
+    top_weights: Tensor | None = None
+    top_keys: Tensor | None = None
+    pooled: Tensor | None = None
+
+
+def statistics(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None = None,
+    *,
+    want: Sequence[str] = ("entropy", "received", "max_logit", "sink_share", "distance"),
+    topk: int = 0,
+    pooled: int | None = None,
+    **options: Unpack[Options],
+) -> Statistics:
+    """Statistics of the weights of `regard.attention(query, key, ...)`, exact, in bounded memory.
+
+    Args:
+        query: (batch, heads, q_len, head_dim).
+        key: (batch, kv_heads, kv_len, head_dim); fewer heads than query for GQA.
+        value: (batch, kv_heads, kv_len, value_dim), needed for "received_value" only.
+        want: names of the statistics, see `Statistics`.
+        topk: how many of the largest weights of each row to keep.
+        pooled: side of the pooled map, for pictures of any length.
+        options: mask, position, bias, scale, softcap, sink as in `regard.attention`.
+
+    Raises:
+        ArgumentError: an unknown name in `want`, or "received_value" without value.
+        ShapeError, MaskError: as `regard.attention`.
+    """
+    _check_want(want, value)
+    given: Options = {**options, "enable_gqa": True, "additive": True}
+    problem = build_problem(query, key, key if value is None else value, **given)
+    gathering = _Gathering(problem, tuple(want), min(topk, problem.sizes.kv_len), pooled)
+    heads = torch.arange(problem.sizes.heads, device=query.device)
+    per_row = problem.sizes.batch * problem.sizes.heads * problem.sizes.kv_len
+    for rows in chunks(problem.sizes.q_len, per_row, query.device):
+        gathering.add(rows, *score_tile(problem, heads, rows, torch.arange(problem.sizes.kv_len, device=query.device)))
+    return gathering.result()
+
+
+def _check_want(want: Sequence[str], value: Tensor | None) -> None:
+    unknown = [name for name in want if name not in KINDS]
+    if unknown:
+        raise ArgumentError("want", expected=f"names out of {', '.join(KINDS)}", got=repr(unknown[0]), do="Leave it out.")
+    if "received_value" in want and value is None:
+        raise ArgumentError("received_value", expected="value", got="None", do="Pass value=.")
+
+
+class _Gathering:
+    """Adds up blocks of rows."""
+
+    def __init__(self, problem: Problem, want: tuple[str, ...], topk: int, pooled: int | None) -> None:
+        self.problem, self.want, self.topk, self.pooled = problem, want, topk, pooled
+        self.rows: dict[str, list[Tensor]] = {}
+        sizes, device, dtype = problem.sizes, problem.query.device, working_dtype(problem.query)
+        self.received = torch.zeros(sizes.batch, sizes.heads, sizes.kv_len, device=device, dtype=dtype)
+        if pooled is not None:
+            self.map = torch.zeros(sizes.batch, sizes.heads, pooled, pooled, device=device, dtype=dtype)
+
+    def add(self, rows: Tensor, scores: Tensor, allowed: Tensor | None) -> None:
+        """One block of rows with all their keys: scores (batch, heads, rows, kv_len)."""
+        weights, normaliser = self._softmax(scores)
+        if allowed is not None:
+            weights = weights.masked_fill(~allowed, 0.0)
+        self.received += weights.sum(-2)
+        for name in self.want:
+            if name not in ("received", "received_value"):
+                self.rows.setdefault(name, []).append(_row_statistic(name, rows, scores, weights, normaliser))
+        if self.topk:
+            top = weights.topk(self.topk, dim=-1)
+            self.rows.setdefault("top_weights", []).append(top.values)
+            self.rows.setdefault("top_keys", []).append(top.indices)
+        if self.pooled is not None:
+            self._pool(rows, weights, self.pooled)
+
+    def _softmax(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        lse = torch.logsumexp(scores, dim=-1, keepdim=True)
+        if self.problem.sink is not None:
+            sink = self.problem.sink.to(lse.dtype).view(1, -1, 1, 1)
+            lse = torch.where(lse == -math.inf, lse, torch.logaddexp(lse, sink))
+        return torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)), lse
+
+    def _pool(self, rows: Tensor, weights: Tensor, side: int) -> None:
+        sizes = self.problem.sizes
+        row_bin = rows * side // max(1, sizes.q_len)
+        col_bin = torch.arange(sizes.kv_len, device=rows.device) * side // max(1, sizes.kv_len)
+        by_col = weights.new_zeros(*weights.shape[:-1], side).index_add(-1, col_bin, weights)
+        share = 1.0 / torch.bincount(
+            torch.arange(sizes.q_len, device=rows.device) * side // max(1, sizes.q_len), minlength=side
+        ).clamp(min=1)
+        self.map.index_add_(-2, row_bin, by_col * share[row_bin].view(1, 1, -1, 1).to(weights.dtype))
+
+    def result(self) -> Statistics:
+        """Everything that was asked for."""
+        found = {name: torch.cat(parts, dim=2) for name, parts in self.rows.items()}
+        if "received" in self.want:
+            found["received"] = self.received
+        if "received_value" in self.want:
+            length = self.problem.value.to(self.received.dtype).norm(dim=-1)
+            found["received_value"] = self.received * length.repeat_interleave(self.problem.sizes.group, dim=1)
+        if self.pooled is not None:
+            found["pooled"] = self.map
+        return Statistics(**found)
+
+
+def _row_statistic(name: str, rows: Tensor, scores: Tensor, weights: Tensor, lse: Tensor) -> Tensor:
+    """One number for each row, (batch, heads, rows)."""
+    if name == "max_logit":
+        return scores.amax(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -math.inf)
+    if name == "sink_share":
+        return weights[..., 0] if weights.shape[-1] else weights.new_zeros(weights.shape[:-1])
+    if name == "distance":
+        away = (torch.arange(scores.shape[-1], device=rows.device) - rows.unsqueeze(-1)).abs()
+        return (weights * away).sum(-1)
+    # -log w = lse - score, finite wherever the weight is not 0; a NaN weight is not 0 and stays visible.
+    surprise = torch.where(weights == 0, 0.0, weights * (lse - scores))
+    return surprise.sum(-1)

@@ -1,0 +1,164 @@
+"""`regard xray`: what a model's attention really does, on real input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from regard.xray.encode import Encoded
+    from regard.xray.loading import LoadedModel
+
+DEFAULT_LIMIT = 512
+
+
+def xray(
+    model: str | None = None,
+    /,
+    *,
+    text: str | None = None,
+    file: Path | None = None,
+    pair: Annotated[tuple[str, str] | None, Parameter(help="Source and target, for an encoder-decoder.")] = None,
+    out: Path = Path("out/xray"),
+    at_length: int | None = None,
+    limit: int = DEFAULT_LIMIT,
+    language: Literal["en", "zh"] = "en",
+    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Look at every attention layer of a model while it reads a text.
+
+    Reports for each layer what it may see (found by probing, not by trust), which backend computes it and what
+    every other would cost, and how its weights spread; writes OUT/report.html (one file, works offline) and
+    OUT/report.json.
+
+    Parameters
+    ----------
+    model
+        A Hugging Face folder or hub name, or package.module:factory. Left out: the small MiniLM model of the
+        demo package.
+    text
+        The text to read. Left out: a short one in English and Chinese.
+    file
+        Read the text from this UTF-8 file instead.
+    pair
+        Source and target text, for an encoder-decoder model.
+    out
+        Folder for the report.
+    at_length
+        Also say what each layer's attention costs at this many tokens, measured as far as is cheap.
+    limit
+        Read at most this many tokens.
+    language
+        Language of the table and of the page when it opens: en or zh.
+    json_output
+        Print the report as JSON on standard output, and no table.
+    """
+    from regard._errors import RegardError
+
+    try:
+        return _xray(model, text, file, pair, out, at_length, limit, language, json_output=json_output)
+    except RegardError as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"regard xray: {line}\n")
+        return 2
+
+
+def _xray(
+    model: str | None,
+    text: str | None,
+    file: Path | None,
+    pair: tuple[str, str] | None,
+    out: Path,
+    at_length: int | None,
+    limit: int,
+    language: Literal["en", "zh"],
+    *,
+    json_output: bool,
+) -> int:
+    from rich.console import Console
+
+    source, target = _texts(text, file, pair)
+    _check_numbers(at_length, limit)
+    _check_out(out)
+    told = Console(stderr=True)
+    payload = _examined(told, model, source, target, at_length, limit)
+    from regard.xray.page import write_report
+    from regard.xray.table import print_table
+
+    facts, page = write_report(payload, out, language=language)
+    if json_output:
+        sys.stdout.write(facts.read_text(encoding="utf-8"))
+    else:
+        console = Console()
+        print_table(payload, console, language=language)
+        console.print(f"{page}\n{facts}", markup=False, highlight=False)
+    return 0
+
+
+def _examined(
+    console: Console, model: str | None, source: str, target: str | None, at_length: int | None, limit: int
+) -> dict[str, Any]:
+    """Load, encode and examine, with a progress bar when somebody watches."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading the model", total=None)
+        loaded, encoded = _prepared(model, source, target, limit)
+        from regard.xray.examine import examine
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=_STAGES[stage], completed=done, total=total)
+
+        return examine(loaded, encoded, length=at_length, progress=progress)
+
+
+_STAGES = {"run": "running the model", "padding": "looking for padding", "layers": "taking the layers apart"}
+
+
+def _prepared(model: str | None, source: str, target: str | None, limit: int) -> tuple[LoadedModel, Encoded]:
+    from regard.xray.demo import demo_model_folder
+    from regard.xray.encode import encode
+    from regard.xray.loading import load
+
+    loaded = load(str(demo_model_folder()), name="MiniLM (demo)") if model is None else load(model)
+    return loaded, encode(loaded, source, target, limit)
+
+
+def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) -> tuple[str, str | None]:
+    from regard._errors import DataError
+    from regard.xray.demo_text import DEMO_TEXT
+    from regard.xray.text import check_text, read_text
+
+    if sum(given is not None for given in (text, file, pair)) > 1:
+        raise DataError("expected one of --text, --file and --pair, got several. Give one.")
+    if pair is not None:
+        return check_text(pair[0], "the source"), check_text(pair[1], "the target")
+    if file is not None:
+        return read_text(file), None
+    return (DEMO_TEXT if text is None else check_text(text)), None
+
+
+def _check_numbers(at_length: int | None, limit: int) -> None:
+    from regard._errors import ArgumentError
+
+    if limit < 1:
+        raise ArgumentError("--limit", expected="at least 1 token", got=str(limit), do="Leave it out for 512.")
+    if at_length is not None and not 1 <= at_length <= 2**20:
+        raise ArgumentError(
+            "--at-length", expected="from 1 to 1048576 tokens", got=str(at_length), do="Give the length you aim at."
+        )
+
+
+def _check_out(out: Path) -> None:
+    """Say before the work, not after it, that the report cannot be written."""
+    from regard._errors import DataError
+
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out: expected a folder to write to, got the file {str(out)!r}. Name another.")

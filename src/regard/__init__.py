@@ -8,9 +8,9 @@ taking its fused kernels away.
 Names are imported when they are first used, so that `regard --help` need not wait for torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from regard._lazy import lazily
 from regard._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -37,35 +37,53 @@ if TYPE_CHECKING:
     from regard.observation import statistics as statistics
     from regard.observation import weights as weights
 
-_HOMES = {
-    "regard._attention": ("Choice", "Dispatch", "attention", "dispatch"),
-    "regard._errors": (
-        "ArgumentError",
-        "CheckpointError",
-        "DataError",
-        "DependencyError",
-        "MaskError",
-        "NativeError",
-        "RegardError",
-        "ShapeError",
-        "UnsupportedError",
-    ),
-    "regard.observation": ("Observation", "ObservedLayer", "Statistics", "observe", "statistics", "weights"),
-}
-_ROOMS = ("masks", "positions", "reference")
+__getattr__ = lazily(
+    __name__,
+    {
+        "regard.masks": (),
+        "regard.positions": (),
+        "regard.reference": (),
+        "regard._attention": ("Choice", "Dispatch", "attention", "dispatch"),
+        "regard._errors": (
+            "ArgumentError",
+            "CheckpointError",
+            "DataError",
+            "DependencyError",
+            "MaskError",
+            "NativeError",
+            "RegardError",
+            "ShapeError",
+            "UnsupportedError",
+        ),
+        "regard.observation": ("Observation", "ObservedLayer", "Statistics", "observe", "statistics", "weights"),
+    },
+)
 
-__all__ = sorted([*_ROOMS, *(name for names in _HOMES.values() for name in names), "__version__"])  # pyright: ignore[reportUnsupportedDunderAll] - filled below
-
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"regard.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            module = import_module(home)
-            globals().update({each: getattr(module, each) for each in names})
-            return globals()[name]
-    raise AttributeError(f"module 'regard' has no attribute {name!r}")
+__all__ = [
+    "ArgumentError",
+    "CheckpointError",
+    "Choice",
+    "DataError",
+    "DependencyError",
+    "Dispatch",
+    "MaskError",
+    "NativeError",
+    "Observation",
+    "ObservedLayer",
+    "RegardError",
+    "ShapeError",
+    "Statistics",
+    "UnsupportedError",
+    "__version__",
+    "attention",
+    "dispatch",
+    "masks",
+    "observe",
+    "positions",
+    "reference",
+    "statistics",
+    "weights",
+]
 
 
 def __dir__() -> list[str]:

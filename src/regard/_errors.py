@@ -49,17 +49,20 @@ class ArgumentError(RegardError, ValueError):
 
 
 class UnsupportedError(RegardError, ValueError):
-    """A backend (or all of them) refuses the problem.
+    """A backend (or all of them) refuses the problem, or a tool the model.
 
-    `reasons` maps each backend asked to the reason it gave.
+    `reasons` maps each one asked to the reason it gave.
     """
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        reasons: Mapping[str, str],
+        *,
+        do: str = "Take backend='auto', or ask regard.dispatch(...) what each backend can do.",
+    ) -> None:
         self.reasons: dict[str, str] = dict(reasons)
         told = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
-        super().__init__(
-            f"refused by {told}. Take backend='auto', or ask regard.dispatch(...) what each backend can do."
-        )
+        super().__init__(f"refused by {told}. {do}")
 
 
 class DataError(RegardError, ValueError):

@@ -197,7 +197,7 @@ def drop(weights: Tensor, dropout_p: float, seed: int | Tensor | None) -> Tensor
         return weights * 0.0
     seed = _dropout.draw_seed().to(weights.device) if seed is None else seed
     kept = _dropout.keep_all(seed, dropout_p, weights.shape, weights.device)
-    return torch.where(kept, weights / (1.0 - dropout_p), 0.0)
+    return weights / (1.0 - dropout_p) * kept  # a product, so that a NaN is not dropped
 
 
 # ------------------------------------------------------------------------------------- 3. combine

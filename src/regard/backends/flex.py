@@ -26,6 +26,7 @@ COMPILE_FROM_SCORES = 2**22
 """Below this many scores (batch * heads * q_len * kv_len) the unfused form beats the cost of compiling."""
 
 _Mod = Callable[..., Tensor]
+_attend = cast("Callable[..., Any]", flex_attention)  # its overloads carry a deprecated form
 _first_call = threading.Lock()
 
 
@@ -47,6 +48,10 @@ class Flex(Backend):
                 problem.query.device.type == "cpu" and problem.wants_gradient,
                 "it has no backward on CPU; detach the inputs or use torch.no_grad()",
             ),
+            (
+                problem.query.device.type == "cpu" and problem.return_lse and _worth_compiling(problem),
+                "its fused CPU kernel gives no lse",
+            ),
             (problem.query.dtype == torch.float64 and _worth_compiling(problem), "its kernels have no float64"),
             (problem.finite is False, "query, key or value holds NaN or Inf, which it lets through the mask"),
             (problem.finite is None and not torch.compiler.is_compiling(), "it cannot run inside vmap"),
@@ -60,6 +65,9 @@ class Flex(Backend):
     def run(self, problem: Problem) -> tuple[Tensor, Tensor | None]:
         """See `Backend.run`."""
         query, key = problem.rotated()
+        value = problem.value
+        if query.device.type == "cpu":  # where it looks at requires_grad even under torch.no_grad
+            query, key, value = query.detach(), key.detach(), value.detach()
         arguments: dict[str, Any] = {
             "score_mod": _score_function(problem),
             "block_mask": None if problem.mask is None else block_mask(problem.mask, problem),
@@ -67,8 +75,7 @@ class Flex(Backend):
             "enable_gqa": problem.sizes.grouped,
         }
         call = _compiled(_signature(problem)) if _worth_compiling(problem) else _unfused
-        output, lse = call(query, key, problem.value, **arguments)
-        return output, lse if problem.return_lse else None
+        return call(query, key, value, with_lse=problem.return_lse, **arguments)
 
 
 def _worth_compiling(problem: Problem) -> bool:
@@ -84,13 +91,17 @@ def _signature(problem: Problem) -> tuple[object, ...]:
     return (problem.mask, kind, problem.scale, problem.softcap, *inputs)
 
 
-def _call(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
-    output, aux = flex_attention(query, key, value, return_aux=AuxRequest(lse=True), **arguments)
-    return output, cast("Tensor", aux.lse)
+def _call(
+    query: Tensor, key: Tensor, value: Tensor, *, with_lse: bool, **arguments: Any
+) -> tuple[Tensor, Tensor | None]:
+    if not with_lse:  # the fused CPU kernel cannot even be asked for it
+        return _attend(query, key, value, **arguments), None
+    output, aux = _attend(query, key, value, return_aux=AuxRequest(lse=True), **arguments)
+    return output, aux.lse
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(signature: tuple[object, ...]) -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiled(signature: tuple[object, ...]) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """One compiled function for each signature, so that one mask's recompilation never evicts another's."""
     del signature
     compiler = cast("Callable[..., Any]", torch.compile)  # pyright: ignore[reportUnknownMemberType] - half typed
@@ -98,7 +109,7 @@ def _compiled(signature: tuple[object, ...]) -> Callable[..., tuple[Tensor, Tens
     return compiler(_call, fullgraph=True, dynamic=False, **alone)
 
 
-def _unfused(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+def _unfused(query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> tuple[Tensor, Tensor | None]:
     if torch.compiler.is_compiling():
         return _call(query, key, value, **arguments)
     with _first_call, warnings.catch_warnings():
@@ -144,8 +155,12 @@ def block_mask(mask: Mask, problem: Problem) -> BlockMask:
     """FlexAttention's BlockMask, from the mask's structure instead of from every pair."""
     sizes, device = problem.sizes, problem.query.device
     blocks = mask.blocks(sizes.q_len, sizes.kv_len, BLOCK)
-    partial_count, partial_index = _lists(blocks.partial, device)
-    full_count, full_index = _lists(blocks.full, device)
+    # As torch does it: a last block that is cut short is never full, so that its elements are looked at.
+    whole_rows = (torch.arange(blocks.full.shape[-2]) + 1) * BLOCK <= sizes.q_len
+    whole_cols = (torch.arange(blocks.full.shape[-1]) + 1) * BLOCK <= sizes.kv_len
+    full = blocks.full & whole_rows.unsqueeze(-1) & whole_cols
+    partial_count, partial_index = _lists(blocks.partial | (blocks.full & ~full), device)
+    full_count, full_index = _lists(full, device)
     return BlockMask.from_kv_blocks(
         partial_count,
         partial_index,

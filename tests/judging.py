@@ -1,0 +1,61 @@
+"""One backend on one case: honoured within the budget, refused with a sentence, or a failure."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import regard
+from regard import RegardError, UnsupportedError
+from tests import oracles
+from tests.budgets import plain_attention
+from tests.oracles import Case
+
+BACKENDS = ("eager", "sdpa", "flex", "auto")
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+BATCH, HEADS, WIDTH = 2, 4, 6
+
+
+def made(q_len: int = 8, kv_len: int = 8, *, dtype: torch.dtype = torch.float32, **options: Any) -> Case:
+    """A case of unit-normal tensors (2, 4, length, 6)."""
+    lengths = (q_len, kv_len, kv_len)
+    tensors = (torch.randn(BATCH, HEADS, length, WIDTH, dtype=torch.float64).to(dtype) for length in lengths)
+    return Case(*tensors, options)
+
+
+def judge(case: Case, backend: str, *, gradient: bool = True) -> str:
+    """Compare with the oracle, forward and backward (flex has none on CPU): says "honoured" or "refused"."""
+    gradient = gradient and backend != "flex"
+    try:
+        actual = oracles.answer(functools.partial(regard.attention, backend=backend), case, gradient=gradient)
+    except UnsupportedError as refusal:
+        return refused(refusal, backend)
+    truth = oracles.oracle(case, gradient=gradient)
+    plain = oracles.answer(plain_attention, case, gradient=gradient)
+    oracles.assert_answer(actual, plain, truth)
+    return "honoured"
+
+
+def refused(refusal: UnsupportedError, backend: str) -> str:
+    """A refusal that is allowed: of one backend that was named and may refuse, with a sentence."""
+    assert backend not in {"auto", "eager"}, f"{backend} must honour every valid problem: {refusal}"
+    (reason,) = refusal.reasons.values()
+    assert re.match(r"\w+,? \w+ .{5,}", reason), f"a reason is a sentence, got {reason!r}"
+    return "refused"
+
+
+def assert_error(kind: type[RegardError], *words: str, case: Case) -> None:
+    """Every backend, and dispatch, raise `kind` before they compute; it says what, expected, got, and what to do."""
+    for backend in BACKENDS:
+        for function in (regard.attention, regard.dispatch):
+            with pytest.raises(kind) as caught:
+                case.run(function, backend=backend)
+            message = str(caught.value)
+            assert re.fullmatch(r"[^:]+: expected .+, got .+\. [A-Z].+\.", message, re.DOTALL), message
+            for word in words:
+                assert word in message, f"{word!r} is not in {message!r}"

@@ -87,7 +87,7 @@ def test_a_limit_cuts_and_keeps_the_special_tokens(bert: LoadedModel) -> None:
     assert message == "limit: expected at least 3 tokens for this tokenizer, got 2. Give a larger limit."
 
 
-@pytest.mark.parametrize("unit", ["a", "银", "e\u0301", "ab cd "])
+@pytest.mark.parametrize("unit", ["银", "银e\u0301", "ab cd "])
 def test_a_million_characters_are_cut_before_the_model(gpt2: LoadedModel, unit: str) -> None:
     encoded = encode(gpt2, unit * (CHARACTER_LIMIT // len(unit) + 5))
     assert len(encoded.streams["decoder"].tokens) == tiny.POSITIONS
@@ -174,6 +174,19 @@ def test_custom_models(gpt2: LoadedModel) -> None:
     assert list(encode(replace(custom, model=Numbers()), "a").inputs) == ["input_ids"]  # no mask, which it cannot take
     custom = replace(custom, model=gpt2.model)
     assert list(encode(custom, "a bank").streams) == ["input"]
+
+
+@pytest.mark.parametrize("text", ["a" * 1_000_000, "see " + "QUJD" * 25_001 + " end", "e\u0301" * 50_001])
+def test_F63_a_word_of_a_megabyte_is_refused_before_any_tokenizer(gpt2: LoadedModel, text: str) -> None:
+    message = refusal(gpt2, text)
+    assert "holds a word of" in message
+    assert "at most 100000 are read. Break it up, or leave it out." in message
+
+
+def test_long_runs_that_are_no_word() -> None:
+    """Scripts without spaces, runs at the limit, and many of them: all read, and in time that grows with the text."""
+    assert check_text("银行" * 400_000)
+    assert check_text(("a" * 100_000 + " ") * 9)
 
 
 FILES: dict[str, tuple[bytes, str]] = {

@@ -79,7 +79,7 @@ def make_layer(index: int, length: int, heads: int) -> dict[str, Any]:
         "at_length": None,
         "entropy": statistic,
         "sink_share": statistic,
-        "max_logit": statistic,
+        "max_logit": statistic | {"max": 2.5},
     }
 
 
@@ -347,7 +347,7 @@ def test_the_table_groups_like_layers() -> None:
 def test_the_table_tells_stacks_apart_and_unequal_sizes() -> None:
     payload = make_payload(["a", "b"], layers=3)
     payload["layers"][1] |= {"stack": "decoder", "kind": "cross", "kv_len": 9, "kv_heads": 1, "value_dim": 64}
-    payload["layers"][2] |= {"costs": [], "max_logit": {"mean": None, "per_head": []}}
+    payload["layers"][2] |= {"costs": [], "max_logit": {"mean": None, "max": None, "per_head": []}}
     text = printed(payload)
     assert re.search(r"decoder cross +2/1 +32/64 +2×9 .* sdpa +sdpa 0\.50", text)
     assert re.search(r"encoder self +2 +32 .* sdpa +sdpa 0\.50 +1\.50 +1\.50", text)

@@ -1,6 +1,6 @@
 """The application: which commands there are, and what becomes of an error.
 
-Exit codes: 0 ok, 1 the check failed, 2 wrong usage or bad input (one line on standard error).
+Exit codes: 0 ok, 1 the check failed, 2 wrong usage or bad input (one line on standard error), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,16 +9,33 @@ import os
 import sys
 from collections.abc import Sequence
 
-OK, FAILED, WRONG_USAGE = 0, 1, 2
+OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
+    except KeyboardInterrupt:
+        complain("regard", "interrupted; nothing was written")
+        code = INTERRUPTED
+    except (BrokenPipeError, SystemExit) as ended:  # rich makes the second of the first
+        if not isinstance(ended, BrokenPipeError) and not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        # The reader of our output went away, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = OK
+    raise SystemExit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        import rich  # noqa: F401  # pyright: ignore[reportUnusedImport] - only asked whether it is there
         from cyclopts import App, CycloptsError
     except ImportError:
-        _complain("the command line needs its own packages: pip install 'regard[cli]'")
-        raise SystemExit(WRONG_USAGE) from None
+        complain("regard", "the command line needs its own packages: pip install 'regard[cli]'")
+        return WRONG_USAGE
     from regard._version import __version__
 
     app = App(
@@ -27,18 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         version=__version__,
         help_format="plaintext",
         result_action="return_value",
+        suppress_keyboard_interrupt=False,
     )
     # By name, so that no command's imports are paid for before it runs.
-    app.command("regard.cli.xray:xray", name="xray", help="Look at every attention layer of a model while it reads a text.")
+    xray_help = "Look at every attention layer of a model while it reads a text."
+    app.command("regard.cli.xray:xray", name="xray", help=xray_help)
     try:
-        code = app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=True)
-    except CycloptsError:
-        raise SystemExit(WRONG_USAGE) from None
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(OK) from None
-    raise SystemExit(code if isinstance(code, int) else OK)
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        complain(" ".join(["regard", *(error.command_chain or ())]), f"{error} See --help.")
+        return WRONG_USAGE
+    return code if isinstance(code, int) else OK
 
 
-def _complain(line: str) -> None:
-    sys.stderr.write(f"regard: {line}\n")
+def complain(who: str, what: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"{who}: {' '.join(what.split())}\n")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from regard.xray.encode import Encoded
     from regard.xray.loading import LoadedModel
 
 DEFAULT_LIMIT = 512
+REPORT_WIDTH = 120
+"""Columns of the table when it goes to a file or a pipe, which have no width of their own."""
 
 
 def xray(
@@ -24,7 +24,7 @@ def xray(
     *,
     text: str | None = None,
     file: Path | None = None,
-    pair: Annotated[tuple[str, str] | None, Parameter(help="Source and target, for an encoder-decoder.")] = None,
+    pair: Annotated[tuple[str, str] | None, Parameter(negative="")] = None,
     out: Path = Path("out/xray"),
     at_length: int | None = None,
     limit: int = DEFAULT_LIMIT,
@@ -40,8 +40,7 @@ def xray(
     Parameters
     ----------
     model
-        A Hugging Face folder or hub name, or package.module:factory. Left out: the small MiniLM model of the
-        demo package.
+        A Hugging Face folder or hub name, or package.module:factory. Left out: MiniLM, from the demo package.
     text
         The text to read. Left out: a short one in English and Chinese.
     file
@@ -60,75 +59,78 @@ def xray(
         Print the report as JSON on standard output, and no table.
     """
     from regard._errors import RegardError
+    from regard.cli._app import OK, WRONG_USAGE, complain
 
     try:
-        return _xray(model, text, file, pair, out, at_length, limit, language, json_output=json_output)
+        _check_numbers(at_length, limit)
+        _check_out(out)
+        source, target = _texts(text, file, pair)
+        payload = _examined(model, _Wish(source, target, at_length, limit))
+        _show(payload, out, language, json_output=json_output)
     except RegardError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"regard xray: {line}\n")
-        return 2
+        complain("regard xray", str(error))
+        return WRONG_USAGE
+    return OK
 
 
-def _xray(
-    model: str | None,
-    text: str | None,
-    file: Path | None,
-    pair: tuple[str, str] | None,
-    out: Path,
-    at_length: int | None,
-    limit: int,
-    language: Literal["en", "zh"],
-    *,
-    json_output: bool,
-) -> int:
+@dataclass(frozen=True)
+class _Wish:
+    """What the model is to read, and at which length its cost is wanted."""
+
+    source: str
+    target: str | None
+    at_length: int | None
+    limit: int
+
+
+def _show(payload: dict[str, Any], out: Path, language: Literal["en", "zh"], *, json_output: bool) -> None:
+    """Write the report, and print the table or the facts."""
     from rich.console import Console
 
-    source, target = _texts(text, file, pair)
-    _check_numbers(at_length, limit)
-    _check_out(out)
-    told = Console(stderr=True)
-    payload = _examined(told, model, source, target, at_length, limit)
+    from regard._errors import DataError
     from regard.xray.page import write_report
     from regard.xray.table import print_table
 
-    facts, page = write_report(payload, out, language=language)
+    try:
+        facts, page = write_report(payload, out, language=language)
+    except OSError as problem:
+        raise DataError(f"--out: the report cannot be written to {str(out)!r}: {problem.strerror}.") from problem
     if json_output:
         sys.stdout.write(facts.read_text(encoding="utf-8"))
-    else:
-        console = Console()
-        print_table(payload, console, language=language)
-        console.print(f"{page}\n{facts}", markup=False, highlight=False)
-    return 0
+        return
+    console = Console(width=None if sys.stdout.isatty() else REPORT_WIDTH)
+    print_table(payload, console, language=language)
+    console.print(f"{page}\n{facts}", markup=False, highlight=False)
 
 
-def _examined(
-    console: Console, model: str | None, source: str, target: str | None, at_length: int | None, limit: int
-) -> dict[str, Any]:
+def _examined(model: str | None, wish: _Wish) -> dict[str, Any]:
     """Load, encode and examine, with a progress bar when somebody watches."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading the model", total=None)
-        loaded, encoded = _prepared(model, source, target, limit)
+        loaded, encoded = _prepared(model, wish)
         from regard.xray.examine import examine
 
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=_STAGES[stage], completed=done, total=total)
 
-        return examine(loaded, encoded, length=at_length, progress=progress)
+        return examine(loaded, encoded, length=wish.at_length, progress=progress)
 
 
 _STAGES = {"run": "running the model", "padding": "looking for padding", "layers": "taking the layers apart"}
 
 
-def _prepared(model: str | None, source: str, target: str | None, limit: int) -> tuple[LoadedModel, Encoded]:
+def _prepared(model: str | None, wish: _Wish) -> tuple[LoadedModel, Encoded]:
     from regard.xray.demo import demo_model_folder
     from regard.xray.encode import encode
     from regard.xray.loading import load
 
     loaded = load(str(demo_model_folder()), name="MiniLM (demo)") if model is None else load(model)
-    return loaded, encode(loaded, source, target, limit)
+    return loaded, encode(loaded, wish.source, wish.target, wish.limit)
 
 
 def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) -> tuple[str, str | None]:
@@ -141,7 +143,7 @@ def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) ->
     if pair is not None:
         return check_text(pair[0], "the source"), check_text(pair[1], "the target")
     if file is not None:
-        return read_text(file), None
+        return check_text(read_text(file), "the file"), None
     return (DEMO_TEXT if text is None else check_text(text)), None
 
 
@@ -160,5 +162,8 @@ def _check_out(out: Path) -> None:
     """Say before the work, not after it, that the report cannot be written."""
     from regard._errors import DataError
 
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out: expected a folder to write to, got the file {str(out)!r}. Name another.")
+    for place in (out, *out.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            raise DataError(f"--out: expected a folder to write to, got the file {str(place)!r}. Name another.")

@@ -88,14 +88,23 @@ def _events(seen: profile) -> Any:
 
 @contextlib.contextmanager
 def _muted_stderr() -> Generator[None]:
-    sys.stderr.flush()
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # already closed
+        yield
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
+    _flush()
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        sys.stderr.flush()
+        _flush()
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def _flush() -> None:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # none, broken or closed
+        sys.stderr.flush()

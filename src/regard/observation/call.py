@@ -1,9 +1,9 @@
-"""One attention call as it was seen: what went in, what came out, and how to ask for its weights."""
+"""One attention call as it was seen: what went in, what came out, and how to run it again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ Replay = Callable[[Tensor, Tensor, Tensor], Tensor]
 Through = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionCall:
     """What an attention function was given, in regard's own terms.
 
@@ -33,7 +33,9 @@ class AttentionCall:
             function lets through, whatever its arguments say; None where that cannot be arranged.
         dropout_p: dropout that was applied (the weights shown are those before dropout).
         declared_window: the sliding window that the layer's own settings name, if any.
-        declared: builds the mask that the model asked its mask function for, if it asked.
+        declared: builds the mask that the model asked its mask function for; None when it did not ask, or when
+            it cannot be told for which of several.
+        versions: torch's write counter of each tensor at the time of the call.
     """
 
     query: Tensor
@@ -46,22 +48,32 @@ class AttentionCall:
     through: Through | None = None
     dropout_p: float = 0.0
     declared_window: int | None = None
-    declared: Callable[[], Tensor] | None = None
+    declared: Callable[[], Tensor | None] | None = None
     versions: dict[str, int] = field(default_factory=dict[str, int])
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor kept by reference."""
-        found = {"query": self.query, "key": self.key, "value": self.value}
-        for name in ("bias", "sink"):
-            tensor = self.options.get(name)
-            if isinstance(tensor, Tensor):
-                found[name] = tensor
-        return found
+        mask = self.options.get("mask")
+        found = {
+            "query": self.query,
+            "key": self.key,
+            "value": self.value,
+            "bias": self.options.get("bias"),
+            "sink": self.options.get("sink"),
+            "mask": mask.tensor if isinstance(mask, Dense) else mask,
+            "output": self.output,
+        }
+        return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
+
+    def changed(self) -> list[str]:
+        """The tensors that were written to after the call."""
+        tensors = self.tensors()
+        return [name for name, version in self.versions.items() if tensors[name]._version != version]  # noqa: SLF001 - torch's counter
 
     def unchanged(self) -> None:
-        """Raise RegardError when a tensor was written to after the call."""
-        for name, tensor in self.tensors().items():
-            if name in self.versions and tensor._version != self.versions[name]:  # noqa: SLF001 - torch's counter
+        """Raise RegardError when a tensor that the weights are found from was written to after the call."""
+        for name in self.changed():
+            if name != "output":
                 message = (
                     f"{name} was changed in place after the layer ran, so its weights can no longer be found. "
                     "Ask for them inside the `with` block, before the next forward pass."
@@ -70,42 +82,48 @@ class AttentionCall:
 
 
 def remember(call: AttentionCall) -> AttentionCall:
-    """The call detached from autograd, with the version of every tensor; inference tensors are copied.
+    """The call apart from autograd, in the dtype it ran in, with the version of every tensor.
 
-    An inference tensor has no version counter: a later write to it could not be seen.
+    An inference tensor has no version counter, so that a later write to it could not be seen: it is copied.
     """
     options: Options = {**call.options}
-    for name in ("bias", "sink"):
-        tensor = options.get(name)
-        if isinstance(tensor, Tensor):
-            options[name] = _own(tensor)
-    kept = AttentionCall(
-        query=_own(call.query),
-        key=_own(call.key),
-        value=_own(call.value),
-        options=options,
-        implementation=call.implementation,
-        output=None if call.output is None else call.output.detach(),
-        replay=call.replay,
-        through=call.through,
-        dropout_p=call.dropout_p,
-        declared_window=call.declared_window,
-        declared=call.declared,
-    )
-    kept.versions.update(
-        {name: tensor._version for name, tensor in kept.tensors().items() if not tensor.is_inference()}  # noqa: SLF001
-    )
-    return kept
+    for name in ("bias", "sink", "mask"):
+        given = options.get(name)
+        if isinstance(given, Tensor):
+            options[name] = _own(given)
+    query, key, value = (_as_autocast(_own(tensor)) for tensor in (call.query, call.key, call.value))
+    output = None if call.output is None else _own(call.output)
+    kept = replace(call, query=query, key=key, value=value, options=options, output=output)
+    tensors = kept.tensors().items()
+    return replace(kept, versions={name: tensor._version for name, tensor in tensors if not tensor.is_inference()})  # noqa: SLF001
 
 
 def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
+def _as_autocast(tensor: Tensor) -> Tensor:
+    """As torch's attention casts what it is given inside torch.autocast."""
+    kind = tensor.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensor
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(kind))
+
+
 def see_through(replay: Replay, query: Tensor, key: Tensor) -> Through:
     """`AttentionCall.through` from its replay."""
-    shapes, kind = (query.shape, key.shape), {"dtype": query.dtype, "device": query.device}
-    return lambda value: replay(torch.zeros(shapes[0], **kind), torch.zeros(shapes[1], **kind), value)
+    shapes, device = (query.shape, key.shape), query.device
+
+    def through(value: Tensor) -> Tensor:
+        query, key = (torch.zeros(shape, dtype=value.dtype, device=device) for shape in shapes)
+        return replay(query, key, value)
+
+    return through
+
+
+def apart(given: object) -> object:
+    """A tensor detached, so that whoever keeps it does not keep the graph that made it; anything else as it is."""
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 def sdpa_options(
@@ -117,16 +135,12 @@ def sdpa_options(
     if attn_mask is not None:
         shaped = attn_mask.reshape((1,) * (4 - attn_mask.dim()) + tuple(attn_mask.shape))
         if attn_mask.dtype == torch.bool:
-            mask = _with(mask, shaped)
+            mask = Dense(shaped) if mask is None else mask & Dense(shaped)
         else:
             options["bias"] = shaped
     if mask is not None:
         options["mask"] = mask
     return options
-
-
-def _with(mask: Mask | None, allowed: Tensor) -> Mask:
-    return Dense(allowed) if mask is None else mask & Dense(allowed)
 
 
 def expand_keys(allowed: Tensor, q_len: int, kv_len: int) -> Tensor:

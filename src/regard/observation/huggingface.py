@@ -3,22 +3,24 @@
 `AttentionInterface` maps a name ("sdpa", "flash_attention_2", ...) to the function that computes, and
 `AttentionMaskInterface` the same name to the function that makes its mask. Both are wrapped under the
 names they have, so a model keeps its setting, its kernel and its mask; what the wrapper adds is the layer
-that called, keys before they are repeated for GQA, and the mask that the model asked for.
+that called, keys before they are repeated for GQA, and the mask that the model asked for. "eager" is in no
+registry: each file of a model has its own, handed to `get_interface` as the default, and wrapped there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
+import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from regard.observation.call import AttentionCall, expand_keys, sdpa_options, see_through
+from regard.observation import huggingface_call, mask_requests
+from regard.observation.call import AttentionCall
 
 
 class Listener(Protocol):
@@ -39,13 +41,12 @@ class Listener(Protocol):
 
 _lock = threading.RLock()
 _listeners: list[Listener] = []
-_originals: dict[tuple[type, str], Any] = {}
-_asked = threading.local()
-_ABSENT = object()
+_replaced: list[tuple[Any, str, Any, Any]] = []
+"""(interface, name, what was there, what is there now)."""
 
 
 @contextlib.contextmanager
-def listening(listener: Listener) -> Iterator[None]:
+def listening(listener: Listener) -> Generator[None]:
     """While open, `listener` is told of every attention call of Hugging Face models it knows."""
     if "transformers.modeling_utils" not in sys.modules:  # no such model can exist yet
         yield
@@ -64,147 +65,63 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def _install() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
+    transformers: Any = sys.modules["transformers"]
+    computing, masking = transformers.AttentionInterface, transformers.AttentionMaskInterface
+    for name, original in list(computing._global_mapping.items()):  # noqa: SLF001 - reading by name hides local entries
+        _replace(computing, name, original, _observed(name, original))
+    for name, original in list(masking._global_mapping.items()):  # noqa: SLF001
+        _replace(masking, name, original, mask_requests.noted(original))
+    computing.get_interface = _observed_lookup(computing.get_interface)
 
-    computing, masking = AttentionInterface(), AttentionMaskInterface()
-    for name in {*computing, "eager"}:
-        original = computing.get(name, _ABSENT)
-        _originals[AttentionInterface, name] = original
-        AttentionInterface.register(name, _observed(name, original))
-    for name in list(masking):
-        _originals[AttentionMaskInterface, name] = masking[name]
-        AttentionMaskInterface.register(name, _observed_mask(masking[name]))
+
+def _replace(interface: Any, name: str, original: Any, ours: Any) -> None:
+    interface.register(name, ours)
+    _replaced.append((interface, name, original, ours))
 
 
 def _restore() -> None:
-    for (interface, name), original in _originals.items():
-        if original is _ABSENT:
-            interface._global_mapping.pop(name, None)  # noqa: SLF001 - there is register, but no unregister
-        else:
+    transformers: Any = sys.modules["transformers"]
+    lookup = transformers.AttentionInterface.get_interface
+    transformers.AttentionInterface.get_interface = getattr(lookup, "_regard_original", lookup)
+    for interface, name, original, ours in _replaced:
+        if interface._global_mapping.get(name) is ours:  # noqa: SLF001 - else somebody registered another since
             interface.register(name, original)
-    _originals.clear()
+    _replaced.clear()
+    mask_requests.forget()
+    huggingface_call.forget()
+
+
+def _observed_lookup(original: Any) -> Any:
+    """Wraps what no registry entry of ours covers: the default, and what one file has put in place of an entry."""
+
+    @functools.wraps(original)
+    def get_interface(self: Any, attn_implementation: Any, default: Any) -> Any:
+        function = original(self, attn_implementation, default)
+        if hasattr(function, "_regard_original"):
+            return function
+        return _observed(str(attn_implementation), function)
+
+    get_interface._regard_original = original  # type: ignore[attr-defined]  # noqa: SLF001
+    return get_interface
 
 
 def _observed(name: str, original: Any) -> Callable[..., Any]:
+    @functools.wraps(original)
     def observed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **named: Any) -> Any:
-        function = _module_default(module) if original is _ABSENT else original
         with _lock:
             told = [listener for listener in _listeners if listener.knows(module)]
         with contextlib.ExitStack() as stack:
             for listener in told:
                 stack.enter_context(listener.silent())
-            output = function(module, query, key, value, *args, **named)
-            if told:
-                with torch.no_grad():
-                    call = _translate(name, function, module, query, key, value, args, named, output)
-                for listener in told:
-                    listener.record(call, module)
+            output = original(module, query, key, value, *args, **named)
+        if told:
+            with torch.no_grad():
+                call = huggingface_call.translate(
+                    name, original, module, (query, key, value), args=args, named=named, output=output
+                )
+            for listener in told:
+                listener.record(call, module)
         return output
 
+    observed._regard_original = original  # type: ignore[attr-defined]  # noqa: SLF001
     return observed
-
-
-def _module_default(module: nn.Module) -> Any:
-    """The eager function of the file that defines the layer, which the registry would have fallen back to."""
-    for kind in type(module).__mro__:
-        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-        if function is not None:
-            return function
-    message = f"{type(module).__name__} has no eager attention function in its file"
-    raise KeyError(message)
-
-
-def _translate(
-    name: str,
-    function: Any,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    args: tuple[Any, ...],
-    named: dict[str, Any],
-    output: Any,
-) -> AttentionCall:
-    given = inspect.signature(function).bind(module, query, key, value, *args, **named).arguments
-    given = {**given.pop("kwargs", {}), **given}
-    mask, q_len, kv_len = given.get("attention_mask"), query.shape[2], key.shape[2]
-    options = sdpa_options(
-        _mask_tensor(mask, q_len, kv_len),
-        is_causal=_is_causal_flag(name, module, given, q_len),
-        scale=given.get("scaling"),
-        softcap=given.get("softcap"),
-    )
-    extra = given.get("position_bias")
-    if extra is not None:
-        extra = extra[..., :kv_len]
-        options["bias"] = extra if options.get("bias") is None else options["bias"] + extra
-    if given.get("s_aux") is not None:
-        options["sink"] = given["s_aux"]
-
-    def replay(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        again = {**named, "dropout": 0.0} if "dropout" in named else named
-        return function(module, query, key, value, *args, **again)[0].transpose(1, 2)
-
-    return AttentionCall(
-        query=query,
-        key=key,
-        value=value,
-        options=options,
-        implementation=name,
-        output=output[0].transpose(1, 2),
-        replay=replay,
-        through=see_through(replay, query, key),
-        dropout_p=float(given.get("dropout") or 0.0),
-        declared_window=given.get("sliding_window"),
-        declared=_last_request(mask, q_len, kv_len),
-    )
-
-
-def _mask_tensor(mask: Any, q_len: int, kv_len: int) -> Tensor | None:
-    """The mask as SDPA would take it; a flex BlockMask is asked pair by pair."""
-    if mask is None:
-        return None
-    if isinstance(mask, Tensor):
-        return expand_keys(mask[..., :kv_len], q_len, kv_len) if mask.dim() == 4 else None
-    batch, heads = mask.shape[:2]
-    at = torch.meshgrid(*(torch.arange(size) for size in (batch, heads, q_len, kv_len)), indexing="ij")
-    return torch.vmap(mask.mask_mod)(*(index.flatten() for index in at)).view(batch, heads, q_len, kv_len)
-
-
-def _is_causal_flag(name: str, module: nn.Module, given: dict[str, Any], q_len: int) -> bool:
-    """Hugging Face's rule for a missing mask: causal by the layer's nature, never for a single query, never in eager."""
-    if name.endswith("eager") or given.get("attention_mask") is not None or q_len == 1:
-        return False
-    is_causal = given.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-
-
-def _observed_mask(original: Callable[..., Any]) -> Callable[..., Any]:
-    def observed(*args: Any, **named: Any) -> Any:
-        mask = original(*args, **named)
-        if not args and "mask_function" in named:
-            requests: list[tuple[Any, dict[str, Any]]] = getattr(_asked, "requests", [])
-            _asked.requests = [*requests[-7:], (mask, named)]
-        return mask
-
-    return observed
-
-
-def _last_request(mask: Any, q_len: int, kv_len: int) -> Callable[[], Tensor] | None:
-    """What the model asked its mask function for, as a bool tensor, if the answer is the mask of this call."""
-    for answer, named in reversed(getattr(_asked, "requests", [])):
-        if answer is mask and (named["q_length"], named["kv_length"]) == (q_len, kv_len):
-            return lambda: _evaluate(named)
-    return None
-
-
-def _evaluate(named: dict[str, Any]) -> Tensor:
-    """The mask function on every pair, with the padding: (batch, 1, q_len, kv_len)."""
-    batch = torch.arange(named["batch_size"])[:, None, None, None]
-    query = torch.arange(named["q_length"])[None, None, :, None] + int(named.get("q_offset", 0))
-    key = torch.arange(named["kv_length"])[None, None, None, :] + int(named.get("kv_offset", 0))
-    allowed = torch.as_tensor(named["mask_function"](batch, torch.zeros_like(batch), query, key))
-    padding = named.get("attention_mask")
-    if padding is not None and padding.dim() == 2:
-        allowed = allowed & padding[:, None, None, : named["kv_length"]].bool().to(allowed.device)
-    return allowed.expand(named["batch_size"], 1, named["q_length"], named["kv_length"])

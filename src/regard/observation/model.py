@@ -4,146 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from regard._errors import ArgumentError, RegardError, UnsupportedError
-from regard._front_door import build_problem
 from regard.observation.call import AttentionCall, remember
 from regard.observation.huggingface import listening
-from regard.observation.statistics import Statistics, statistics
-from regard.observation.tiles import Selection, row_lse, select, weight_tile
+from regard.observation.layer import ObservedLayer
 from regard.observation.torch_functions import SeeAttention, invisible
 
-TOLERANCE = 1e-5
-"""Largest difference between weights . value and what the layer gave, in float32 (FAULTS F68), relative to its size."""
 
+class _Place(threading.local):
+    """Where one thread is.
 
-class ObservedLayer:
-    """One attention layer as it ran last. Weights are computed when asked for, exact, in O(tile) memory."""
+    path: names of the modules that it is inside of. times: how often each layer has called attention in this
+    forward pass. quiet: above 0 inside of a call that a registry reports.
+    """
 
-    def __init__(self, name: str, call: AttentionCall) -> None:
-        self.name = name
-        self.call = call
-        self._problem = build_problem(
-            call.query, call.key, call.value, **{**call.options, "enable_gqa": True, "additive": True}
-        )
-        self._checked = False
-
-    @property
-    def heads(self) -> int:
-        """Query heads."""
-        return self._problem.sizes.heads
-
-    @property
-    def kv_heads(self) -> int:
-        """Key/value heads; fewer than `heads` with grouped queries."""
-        return self._problem.sizes.kv_heads
-
-    @property
-    def q_len(self) -> int:
-        """Number of queries."""
-        return self._problem.sizes.q_len
-
-    @property
-    def kv_len(self) -> int:
-        """Number of keys."""
-        return self._problem.sizes.kv_len
-
-    def weights(self, heads: Selection = None, rows: Selection = None, cols: Selection = None) -> Tensor:
-        """The weights of chosen query heads, queries and keys, (batch, heads, rows, cols).
-
-        float32 (float64 for a float64 model), recomputed from q, k and the row's normaliser; before dropout.
-        The first call also compares weights . value with what the layer gave, on a few rows.
-
-        Raises:
-            ArgumentError: an index out of range.
-            RegardError: q or k was changed in place since, or the weights do not explain the layer's output.
-        """
-        self.call.unchanged()
-        device = self.call.query.device
-        chosen = select("heads", heads, self.heads, device)
-        at_rows = select("rows", rows, self.q_len, device)
-        at_cols = select("cols", cols, self.kv_len, device)
-        with torch.no_grad():
-            if not self._checked:
-                self.check()
-            return weight_tile(self._problem, chosen, at_rows, at_cols, row_lse(self._problem, chosen, at_rows))
-
-    def lse(self, heads: Selection = None, rows: Selection = None) -> Tensor:
-        """The log of each row's normaliser, (batch, heads, rows)."""
-        self.call.unchanged()
-        device = self.call.query.device
-        with torch.no_grad():
-            return row_lse(
-                self._problem, select("heads", heads, self.heads, device), select("rows", rows, self.q_len, device)
-            )
-
-    def statistics(
-        self,
-        *,
-        want: Sequence[str] = ("entropy", "received", "max_logit", "sink_share", "distance"),
-        topk: int = 0,
-        pooled: int | None = None,
-    ) -> Statistics:
-        """`regard.statistics` of this layer."""
-        self.call.unchanged()
-        with torch.no_grad():
-            return statistics(
-                self.call.query,
-                self.call.key,
-                self.call.value,
-                want=want,
-                topk=topk,
-                pooled=pooled,
-                **self.call.options,
-            )
-
-    def check(self, rows: int = 4) -> float:
-        """Largest relative difference between weights . value and the layer's output, on a few rows.
-
-        Returns 0.0 where the output cannot be seen (fused layers) or holds dropout. Raises RegardError when
-        the difference is more than rounding explains: then the weights are not those that the layer used.
-        """
-        self._checked = True
-        output = self.call.output
-        if output is None or self.call.dropout_p > 0.0 or 0 in output.shape:
-            return 0.0
-        device = output.device
-        at = torch.linspace(0, self.q_len - 1, min(rows, self.q_len), device=device).long()
-        heads, cols = torch.arange(self.heads, device=device), torch.arange(self.kv_len, device=device)
-        found = weight_tile(self._problem, heads, at, cols, row_lse(self._problem, heads, at))
-        value = self.call.value.to(found.dtype).repeat_interleave(self._problem.sizes.group, dim=1)
-        error = _relative_error(found @ value, output[:, :, at].to(found.dtype))
-        allowed = TOLERANCE if output.dtype in (torch.float32, torch.float64) else 64 * torch.finfo(output.dtype).eps
-        if error > allowed:
-            message = (
-                f"{self.name}: the recomputed weights do not give the layer's own output (relative error {error:.1e}, "
-                f"allowed {allowed:.0e}). Its attention function ({self.call.implementation}) does something that its "
-                "arguments do not say."
-            )
-            raise RegardError(message)
-        return error
-
-    def __repr__(self) -> str:
-        kv = "" if self.kv_heads == self.heads else f", kv_heads={self.kv_heads}"
-        return (
-            f"ObservedLayer({self.name!r}, heads={self.heads}{kv}, q_len={self.q_len}, kv_len={self.kv_len}, "
-            f"implementation={self.call.implementation!r})"
-        )
-
-
-def _relative_error(found: Tensor, output: Tensor) -> float:
-    both = found.isfinite() & output.isfinite()
-    if not bool(both.any()):
-        return 0.0
-    size = float(output[both].abs().max())
-    return float((found - output)[both].abs().max()) / max(size, 1e-6)
+    def __init__(self) -> None:
+        super().__init__()
+        self.path: list[str] = []
+        self.times: dict[str, int] = {}
+        self.quiet = 0
 
 
 class Observation:
@@ -151,10 +37,13 @@ class Observation:
 
     def __init__(self, model: nn.Module, layers: Collection[int | str] | None = None) -> None:
         _check_model(model)
-        self._names = {id(module): name or type(module).__name__ for name, module in model.named_modules()}
+        self._model = model  # its modules are known by their ids, so they must live as long as this
+        self._names = {id(module): name or type(module).__name__ for name, module in _modules(model)}
         self._chosen = _check_chosen(layers, set(self._names.values()))
         self._found: dict[tuple[str, int], ObservedLayer] = {}
-        self._state = threading.local()
+        self._order: dict[tuple[str, int], int] = {}
+        self._lock = threading.Lock()
+        self._state = _Place()
         self._stack: contextlib.ExitStack | None = None
 
     @property
@@ -163,7 +52,8 @@ class Observation:
 
         A layer that runs several times in one pass (shared weights) is listed once for each.
         """
-        return list(self._found.values())
+        with self._lock:
+            return list(self._found.values())
 
     def __enter__(self) -> Self:
         """Start to observe, in this thread and in any thread for Hugging Face models."""
@@ -198,48 +88,40 @@ class Observation:
 
     def record(self, call: AttentionCall, module: nn.Module | None = None) -> None:
         """Keep a call, unless it is the inside of another or was not asked for."""
-        path: list[str] = self._path()
-        if module is None and (getattr(self._state, "quiet", 0) or not path):
+        path = self._state.path
+        if module is None and (self._state.quiet or not path):
             return
         name = path[-1] if module is None else self._names[id(module)]
-        order, again = self._number(name)
-        if self._wanted(name, order):
-            self._found[name, again] = ObservedLayer(name if again == 0 else f"{name} (call {again + 1})", remember(call))
+        times = self._state.times
+        again = times.get(name, 0)
+        times[name] = again + 1
+        with self._lock:
+            order = self._order.setdefault((name, again), len(self._order))
+            if self._wanted(name, order):
+                shown = name if again == 0 else f"{name} (call {again + 1})"
+                self._found[name, again] = ObservedLayer(shown, remember(call))
 
     @contextlib.contextmanager
-    def silent(self) -> Iterator[None]:
+    def silent(self) -> Generator[None]:
         """While open, calls seen by the torch function mode are the inside of one seen by a registry."""
-        self._state.quiet = getattr(self._state, "quiet", 0) + 1
+        self._state.quiet += 1
         try:
             yield
         finally:
             self._state.quiet -= 1
 
-    def _path(self) -> list[str]:
-        if not hasattr(self._state, "path"):
-            self._state.path = []
-        return self._state.path
-
     def _enter_module(self, module: nn.Module, inputs: object) -> None:
         if id(module) not in self._names:
             return
-        path = self._path()
+        path = self._state.path
         if not path:  # a new forward pass: counting starts again
-            self._state.order, self._state.times = 0, {}
+            self._state.times.clear()
         path.append(self._names[id(module)])
 
     def _leave_module(self, module: nn.Module, inputs: object, output: object) -> None:
-        path = self._path()
+        path = self._state.path
         if path and path[-1] == self._names.get(id(module)):
             path.pop()
-
-    def _number(self, name: str) -> tuple[int, int]:
-        """How many attention calls came before this one in the pass, and how many of them of the same layer."""
-        if not hasattr(self._state, "times"):
-            self._state.order, self._state.times = 0, {}
-        order, again = self._state.order, self._state.times.get(name, 0)
-        self._state.order, self._state.times[name] = order + 1, again + 1
-        return order, again
 
     def _wanted(self, name: str, order: int) -> bool:
         if self._chosen is None:
@@ -250,11 +132,19 @@ class Observation:
         )
 
 
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
+
+
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise ArgumentError("model", expected="a torch.nn.Module", got=type(model).__name__, do="Pass the model itself.")
-    if isinstance(model, torch._dynamo.OptimizedModule):  # noqa: SLF001 - the type has no public name
-        raise UnsupportedError({"observe": "a compiled model runs no Python to look at; pass model._orig_mod"})
+        got = type(model).__name__
+        raise ArgumentError("model", expected="a torch.nn.Module", got=got, do="Pass the model itself.")
+    for name, module in _modules(model):
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            where = f"its module {name!r}" if name else "the model"
+            reason = f"{where} is compiled, so no Python runs to look at"
+            raise UnsupportedError({"observe": reason}, do="Observe the model before compiling it, or its _orig_mod.")
 
 
 def _check_chosen(layers: Collection[int | str] | None, names: set[str]) -> tuple[int | str, ...] | None:
@@ -283,12 +173,11 @@ def observe(model: nn.Module, layers: Collection[int | str] | None = None) -> Ob
 
     Args:
         model: any torch model that is not compiled.
-        layers: names of modules (with all that is below them), or positions in the order in which attention
-            runs; all when left out.
+        layers: names of modules (with all that is below them), or positions in the order in which layers
+            first run (those of `seen.layers` when all are observed); all when left out.
 
     Raises:
         ArgumentError: not a module, or no module of that name.
         UnsupportedError: the model is compiled.
     """
     return Observation(model, layers)
-

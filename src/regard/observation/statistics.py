@@ -13,7 +13,16 @@ from torch import Tensor
 from regard._errors import ArgumentError
 from regard._front_door import Options, build_problem
 from regard.backends import Problem
-from regard.observation.tiles import chunks, score_tile, working_dtype
+from regard.observation.tiles import (
+    Normaliser,
+    chunks,
+    normaliser_of,
+    score_tile,
+    softmax,
+    with_sink,
+    without_autocast,
+    working_dtype,
+)
 
 KINDS = ("entropy", "received", "received_value", "max_logit", "sink_share", "distance")
 
@@ -68,23 +77,37 @@ def statistics(
         ArgumentError: an unknown name in `want`, or "received_value" without value.
         ShapeError, MaskError: as `regard.attention`.
     """
-    _check_want(want, value)
     given: Options = {**options, "enable_gqa": True, "additive": True}
     problem = build_problem(query, key, key if value is None else value, **given)
-    gathering = _Gathering(problem, tuple(want), min(topk, problem.sizes.kv_len), pooled)
-    heads = torch.arange(problem.sizes.heads, device=query.device)
-    per_row = problem.sizes.batch * problem.sizes.heads * problem.sizes.kv_len
-    for rows in chunks(problem.sizes.q_len, per_row, query.device):
-        gathering.add(rows, *score_tile(problem, heads, rows, torch.arange(problem.sizes.kv_len, device=query.device)))
+    _check(want, topk, pooled, has_value=value is not None)
+    with without_autocast(query.device):
+        return statistics_of(problem, want, topk=topk, pooled=pooled)
+
+
+def statistics_of(problem: Problem, want: Sequence[str], *, topk: int, pooled: int | None) -> Statistics:
+    """`statistics` of a problem that has been checked."""
+    _check(want, topk, pooled, has_value=True)
+    sizes, device = problem.sizes, problem.query.device
+    gathering = _Gathering(problem, tuple(want), topk, pooled)
+    heads, cols = torch.arange(sizes.heads, device=device), torch.arange(sizes.kv_len, device=device)
+    width = sizes.kv_len + (sizes.q_len if problem.has_term("content") else 0)  # that one scores every distance
+    blocks = list(chunks(sizes.q_len, sizes.batch * sizes.heads * width, device))
+    for rows in blocks or [torch.arange(0, device=device)]:
+        gathering.add(rows, *score_tile(problem, heads, rows, cols))
     return gathering.result()
 
 
-def _check_want(want: Sequence[str], value: Tensor | None) -> None:
+def _check(want: Sequence[str], topk: int, pooled: int | None, *, has_value: bool) -> None:
     unknown = [name for name in want if name not in KINDS]
     if unknown:
-        raise ArgumentError("want", expected=f"names out of {', '.join(KINDS)}", got=repr(unknown[0]), do="Leave it out.")
-    if "received_value" in want and value is None:
+        names = f"names out of {', '.join(KINDS)}"
+        raise ArgumentError("want", expected=names, got=repr(unknown[0]), do="Leave it out.")
+    if "received_value" in want and not has_value:
         raise ArgumentError("received_value", expected="value", got="None", do="Pass value=.")
+    if topk < 0:
+        raise ArgumentError("topk", expected="0 or more", got=str(topk), do="Leave it out for none.")
+    if pooled is not None and pooled < 1:
+        raise ArgumentError("pooled", expected="at least 1", got=str(pooled), do="Leave it out for no map.")
 
 
 class _Gathering:
@@ -100,36 +123,31 @@ class _Gathering:
 
     def add(self, rows: Tensor, scores: Tensor, allowed: Tensor | None) -> None:
         """One block of rows with all their keys: scores (batch, heads, rows, kv_len)."""
-        weights, normaliser = self._softmax(scores)
-        if allowed is not None:
-            weights = weights.masked_fill(~allowed, 0.0)
+        everywhere = torch.full(scores.shape[:-1], scores.shape[-1] > 0, device=rows.device)
+        visible = everywhere if allowed is None else allowed.any(-1)
+        heads = torch.arange(self.problem.sizes.heads, device=rows.device)
+        normaliser = with_sink(self.problem, heads, _normaliser(scores), visible)
+        weights = softmax(scores, allowed, normaliser)
         self.received += weights.sum(-2)
         for name in self.want:
             if name not in ("received", "received_value"):
-                self.rows.setdefault(name, []).append(_row_statistic(name, rows, scores, weights, normaliser))
+                number = _row_statistic(name, rows, scores, weights, normaliser)
+                self.rows.setdefault(name, []).append(number)
         if self.topk:
-            top = weights.topk(self.topk, dim=-1)
+            top = weights.topk(min(self.topk, weights.shape[-1]), dim=-1)
             self.rows.setdefault("top_weights", []).append(top.values)
             self.rows.setdefault("top_keys", []).append(top.indices)
         if self.pooled is not None:
             self._pool(rows, weights, self.pooled)
-
-    def _softmax(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        lse = torch.logsumexp(scores, dim=-1, keepdim=True)
-        if self.problem.sink is not None:
-            sink = self.problem.sink.to(lse.dtype).view(1, -1, 1, 1)
-            lse = torch.where(lse == -math.inf, lse, torch.logaddexp(lse, sink))
-        return torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)), lse
 
     def _pool(self, rows: Tensor, weights: Tensor, side: int) -> None:
         sizes = self.problem.sizes
         row_bin = rows * side // max(1, sizes.q_len)
         col_bin = torch.arange(sizes.kv_len, device=rows.device) * side // max(1, sizes.kv_len)
         by_col = weights.new_zeros(*weights.shape[:-1], side).index_add(-1, col_bin, weights)
-        share = 1.0 / torch.bincount(
-            torch.arange(sizes.q_len, device=rows.device) * side // max(1, sizes.q_len), minlength=side
-        ).clamp(min=1)
-        self.map.index_add_(-2, row_bin, by_col * share[row_bin].view(1, 1, -1, 1).to(weights.dtype))
+        every_bin = torch.arange(sizes.q_len, device=rows.device) * side // max(1, sizes.q_len)
+        count = torch.bincount(every_bin, minlength=side).to(weights.dtype)
+        self.map.index_add_(-2, row_bin, by_col / count[row_bin].view(1, 1, -1, 1))
 
     def result(self) -> Statistics:
         """Everything that was asked for."""
@@ -137,22 +155,30 @@ class _Gathering:
         if "received" in self.want:
             found["received"] = self.received
         if "received_value" in self.want:
-            length = self.problem.value.to(self.received.dtype).norm(dim=-1)
+            length = self.problem.value.to(self.received.dtype).square().sum(-1).sqrt()
             found["received_value"] = self.received * length.repeat_interleave(self.problem.sizes.group, dim=1)
         if self.pooled is not None:
             found["pooled"] = self.map
         return Statistics(**found)
 
 
-def _row_statistic(name: str, rows: Tensor, scores: Tensor, weights: Tensor, lse: Tensor) -> Tensor:
+def _normaliser(scores: Tensor) -> Normaliser:
+    if scores.shape[-1]:
+        return normaliser_of(scores)
+    nothing = torch.zeros(scores.shape[:-1], dtype=scores.dtype, device=scores.device)
+    return Normaliser(nothing, nothing - math.inf)
+
+
+def _row_statistic(name: str, rows: Tensor, scores: Tensor, weights: Tensor, normaliser: Normaliser) -> Tensor:
     """One number for each row, (batch, heads, rows)."""
     if name == "max_logit":
         return scores.amax(-1) if scores.shape[-1] else scores.new_full(scores.shape[:-1], -math.inf)
     if name == "sink_share":
-        return weights[..., 0] if weights.shape[-1] else weights.new_zeros(weights.shape[:-1])
+        return weights[..., :1].sum(-1)  # a copy: a view would keep the whole block alive; 0 where there is no key
     if name == "distance":
         away = (torch.arange(scores.shape[-1], device=rows.device) - rows.unsqueeze(-1)).abs()
         return (weights * away).sum(-1)
-    # -log w = lse - score, finite wherever the weight is not 0; a NaN weight is not 0 and stays visible.
-    surprise = torch.where(weights == 0, 0.0, weights * (lse - scores))
+    # -log w is finite wherever the weight is not 0; a NaN weight is not 0 and stays visible.
+    top, rest = (part.unsqueeze(-1) for part in normaliser)
+    surprise = torch.where(weights == 0, 0.0, weights * (rest - (scores - top)))
     return surprise.sum(-1)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from regard._front_door import Options, build_problem
 from regard.backends import Problem
 from regard.masks import Mask
 from regard.positions import Position
-from regard.positions._pairs import bias_of_pairs, content_of_pairs
+from regard.positions._pairs import content_of_pairs, distances_of_pairs
 
 Selection = int | slice | Sequence[int] | Tensor | None
 """Which heads, queries or keys: all (None), one, a slice, or a list; negative numbers count from the end."""
@@ -50,10 +52,17 @@ def weights(
     Args:
         query: (batch, heads, q_len, head_dim).
         key: (batch, kv_heads, kv_len, head_dim).
-        mask, position, bias, scale, softcap, sink: as in `regard.attention`.
+        mask: this and position, bias, scale, softcap, sink as in `regard.attention`.
+        position: see mask.
+        bias: see mask.
+        scale: see mask.
+        softcap: see mask.
+        sink: see mask.
         lse: (batch, heads, q_len), as `regard.attention(..., return_lse=True)` gives it; found from the
             keys when left out.
-        heads, rows, cols: which query heads, queries and keys; all when left out.
+        heads: which query heads; all when left out.
+        rows: which queries.
+        cols: which keys.
 
     Raises:
         ShapeError, MaskError, ArgumentError: as `regard.attention`; also for an index out of range.
@@ -73,29 +82,41 @@ def weights(
     chosen_heads = select("heads", heads, sizes.heads, query.device)
     chosen_rows = select("rows", rows, sizes.q_len, query.device)
     chosen_cols = select("cols", cols, sizes.kv_len, query.device)
-    if lse is None:
-        normaliser = row_lse(problem, chosen_heads, chosen_rows)
-    else:
-        normaliser = _check_lse(lse, problem)[:, chosen_heads][:, :, chosen_rows]
-    return weight_tile(problem, chosen_heads, chosen_rows, chosen_cols, normaliser)
+    with without_autocast(query.device):
+        if lse is None:
+            normaliser = row_normaliser(problem, chosen_heads, chosen_rows)
+        else:
+            normaliser = _from_lse(_check_lse(lse, problem)[:, chosen_heads][:, :, chosen_rows])
+        return weight_tile(problem, chosen_heads, chosen_rows, chosen_cols, normaliser)
 
 
 def select(name: str, selection: Selection, length: int, device: torch.device) -> Tensor:
-    """A selection as int64 indices, (n,). Raises ArgumentError when one is out of range."""
+    """A selection as int64 indices, (n,). Raises ArgumentError when it is no selection, or out of range."""
     if selection is None:
         return torch.arange(length, device=device)
     if isinstance(selection, slice):
         return torch.arange(*selection.indices(length), device=device)
-    indices = torch.as_tensor(selection, device=device)
-    outside = (indices < -length) | (indices >= length)
-    if indices.is_floating_point() or indices.dtype == torch.bool or indices.dim() > 1 or bool(outside.any()):
+    indices = _as_indices(selection, device)
+    if indices is None or bool(((indices < -length) | (indices >= length)).any()):
         raise ArgumentError(
             name,
-            expected=f"indices from {-length} to {length - 1}",
+            expected=f"indices from {-length} to {length - 1}" if length else "none, for there is nothing to choose",
             got=repr(selection),
             do="Give an int, a slice or a list of ints.",
         )
-    return indices.reshape(-1).to(torch.int64) % max(length, 1)
+    return indices % max(length, 1)
+
+
+def _as_indices(selection: object, device: torch.device) -> Tensor | None:
+    try:
+        indices = torch.as_tensor(selection, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if indices.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool or indices.dim() > 1:
+        return None
+    return indices.reshape(-1).to(torch.int64)
 
 
 def score_tile(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -104,9 +125,10 @@ def score_tile(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor) -> t
     if problem.softcap is not None:
         scores = problem.softcap * torch.tanh(scores / problem.softcap)
     if problem.position is not None and problem.has_term("bias"):
-        placed = bias_of_pairs(problem.position, _positions(problem)[rows], cols).to(scores.dtype)
-        scores = scores + (placed[heads] if placed.shape[0] > 1 else placed)
-    allowed = None
+        distances, which = distances_of_pairs(_standing(problem)[rows], cols)
+        table = problem.position.distance_bias(distances).to(scores.dtype)
+        scores = scores + (table[heads] if table.shape[0] > 1 else table)[:, which]
+    allowed: Tensor | None = None
     if problem.bias is not None:
         bias = _tile_of(problem.bias, heads, rows, cols).to(scores.dtype)
         scores, allowed = scores + bias, (bias != -math.inf).expand(scores.shape)
@@ -117,27 +139,91 @@ def score_tile(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor) -> t
     return (scores if allowed is None else scores.masked_fill(~allowed, -math.inf)), allowed
 
 
-def weight_tile(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor, lse: Tensor) -> Tensor:
-    """exp(score - lse), 0 where a pair may not attend; lse is (batch, heads, rows)."""
-    scores, allowed = score_tile(problem, heads, rows, cols)
-    weights = torch.exp(scores - lse.to(scores.dtype).unsqueeze(-1))
+class Normaliser(NamedTuple):
+    """What each row is divided by, as exp(top + rest), (batch, heads, rows).
+
+    Two numbers, because models write the lowest float32 for "forbidden": in a row of nothing else the log of the
+    number of keys would be lost beside it. `top` is finite or NaN; `rest` is -inf where nothing is attended to.
+    """
+
+    top: Tensor
+    rest: Tensor
+
+    @property
+    def lse(self) -> Tensor:
+        """In one number."""
+        return self.top + self.rest
+
+
+def weight_tile(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor, normaliser: Normaliser) -> Tensor:
+    """The weights of a tile."""
+    parts: list[Tensor] = []
+    for at in row_blocks(problem, rows):
+        scores, allowed = score_tile(problem, heads, rows[at], cols)
+        parts.append(softmax(scores, allowed, Normaliser(*(part[:, :, at] for part in normaliser))))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def softmax(scores: Tensor, allowed: Tensor | None, normaliser: Normaliser) -> Tensor:
+    """The weights, 0 where a pair may not attend; a row that holds +inf is NaN, as in any softmax."""
+    top, rest = (part.to(scores.dtype).unsqueeze(-1) for part in normaliser)
+    weights = torch.exp((scores - top) - rest.masked_fill(rest == math.inf, math.nan))
     return weights if allowed is None else weights.masked_fill(~allowed, 0.0)
 
 
-def row_lse(problem: Problem, heads: Tensor, rows: Tensor) -> Tensor:
-    """The log of each row's normaliser, sink included, (batch, heads, rows), from chunks of keys."""
-    count = problem.query.shape[0] * heads.numel() * rows.numel()
-    parts = [
-        torch.logsumexp(score_tile(problem, heads, rows, cols)[0], dim=-1)
-        for cols in chunks(problem.sizes.kv_len, count, problem.query.device)
-    ]
-    dtype = working_dtype(problem.query)
-    empty = torch.full((problem.sizes.batch, heads.numel(), rows.numel()), -math.inf, dtype=dtype)
-    total = torch.logsumexp(torch.stack(parts), dim=0) if parts else empty.to(problem.query.device)
+def row_normaliser(problem: Problem, heads: Tensor, rows: Tensor) -> Normaliser:
+    """Each row's normaliser, sink included, from chunks of keys."""
+    parts = [_block_normaliser(problem, heads, rows[at]) for at in row_blocks(problem, rows)]
+    return parts[0] if len(parts) == 1 else Normaliser(*(torch.cat(part, dim=2) for part in zip(*parts, strict=True)))
+
+
+def _block_normaliser(problem: Problem, heads: Tensor, rows: Tensor) -> Normaliser:
+    shape = (problem.sizes.batch, heads.numel(), rows.numel())
+    device, dtype = problem.query.device, working_dtype(problem.query)
+    visible = torch.zeros(shape, dtype=torch.bool, device=device)
+    lowest = torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device)
+    total = Normaliser(lowest, torch.full_like(lowest, -math.inf))
+    for cols in chunks(problem.sizes.kv_len, math.prod(shape), device):
+        scores, allowed = score_tile(problem, heads, rows, cols)
+        total = _together(total, normaliser_of(scores))
+        visible |= torch.ones_like(visible) if allowed is None else allowed.any(-1)
+    return with_sink(problem, heads, total, visible)
+
+
+def normaliser_of(scores: Tensor) -> Normaliser:
+    """That of scores (..., keys), at least one key."""
+    finite = torch.finfo(scores.dtype)
+    top = scores.amax(-1).clamp(finite.min, finite.max)
+    return Normaliser(top, torch.logsumexp(scores - top.unsqueeze(-1), dim=-1))
+
+
+def _together(first: Normaliser, second: Normaliser) -> Normaliser:
+    top = torch.maximum(first.top, second.top)
+    return Normaliser(top, torch.logaddexp(first.rest + (first.top - top), second.rest + (second.top - top)))
+
+
+def with_sink(problem: Problem, heads: Tensor, normaliser: Normaliser, visible: Tensor) -> Normaliser:
+    """The normaliser with the sink's part, in the rows that see anything at all; `visible` is (batch, heads, rows)."""
     if problem.sink is None:
-        return total
-    sink = problem.sink[heads].to(total.dtype).view(1, -1, 1)
-    return torch.where(total == -math.inf, total, torch.logaddexp(total, sink))
+        return normaliser
+    sink = problem.sink[heads].to(normaliser.top.dtype).view(1, -1, 1).expand(normaliser.top.shape)
+    joined = _together(normaliser, Normaliser(sink, torch.zeros_like(sink)))
+    return Normaliser(joined.top, joined.rest.masked_fill(~visible, -math.inf))
+
+
+def row_blocks(problem: Problem, rows: Tensor) -> Iterator[slice]:
+    """Parts of `rows` whose scores by distance stay under CHUNK; all rows at once without a content term.
+
+    A content term is matched with every distance between the first row and the last key, so that without this
+    a narrow tile of many rows would take as much memory as the whole map.
+    """
+    count, sizes = rows.numel(), problem.sizes
+    if not problem.has_term("content") or count == 0:
+        yield slice(0, count)
+        return
+    size = max(1, CHUNK // max(1, sizes.batch * sizes.heads * (sizes.q_len + sizes.kv_len)))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 def chunks(length: int, per_index: int, device: torch.device) -> Iterator[Tensor]:
@@ -147,12 +233,20 @@ def chunks(length: int, per_index: int, device: torch.device) -> Iterator[Tensor
         yield torch.arange(start, min(start + size, length), device=device)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Weights are computed in the precision said, also when they are asked for inside torch.autocast."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return nullcontext()
+    return torch.autocast(kind, enabled=False)
+
+
 def working_dtype(tensor: Tensor) -> torch.dtype:
     """float64 stays; everything else is computed in float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _positions(problem: Problem) -> Tensor:
+def _standing(problem: Problem) -> Tensor:
     """Where each query stands, (q_len,)."""
     if problem.position is None:
         return torch.arange(problem.sizes.q_len, device=problem.query.device)
@@ -160,13 +254,12 @@ def _positions(problem: Problem) -> Tensor:
 
 
 def _content(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """query . key for the tile, with the position's rotation and content terms, before the scale."""
+    """The products query . key of a tile, with the position's rotation and content terms, before the scale."""
     dtype = working_dtype(problem.query)
-    query = problem.query[:, :, rows].to(dtype)
     key = problem.key[:, heads // problem.sizes.group][:, :, cols].to(dtype)
     if problem.position is None:
-        return query[:, heads] @ key.transpose(-2, -1)
-    standing = _positions(problem)[rows]
+        return problem.query[:, heads][:, :, rows].to(dtype) @ key.transpose(-2, -1)
+    query, standing = problem.query[:, :, rows].to(dtype), _standing(problem)[rows]
     if problem.has_term("rotation"):
         length = problem.sizes.kv_len  # scalings that depend on the text's length must not see the tile's
         query = problem.position.rotate(query, standing, length=length)
@@ -182,6 +275,10 @@ def _tile_of(bias: Tensor, heads: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         if bias.shape[dim] > 1:
             bias = bias.index_select(dim, chosen)
     return bias
+
+
+def _from_lse(lse: Tensor) -> Normaliser:
+    return Normaliser(lse.masked_fill(lse == math.inf, math.nan), torch.zeros_like(lse))
 
 
 def _check_lse(lse: Tensor, problem: Problem) -> Tensor:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in the field
 import torch.overrides
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import (
+    TorchFunctionMode,
+    _pop_mode_temporarily,  # pyright: ignore[reportPrivateUsage] - no public name
+)
+from torch.overrides import _get_current_function_mode_stack as _current_modes  # pyright: ignore[reportPrivateUsage] - no public name
 
 from regard import _attention
 from regard._front_door import Options
-from regard.observation.call import AttentionCall, expand_keys, sdpa_options, see_through
+from regard.observation.call import AttentionCall, apart, expand_keys, sdpa_options, see_through
 from regard.observation.multihead import from_encoder_layer, from_multihead, from_native_multihead
 
 Record = Callable[[AttentionCall], None]
@@ -34,7 +38,7 @@ class SeeAttention(TorchFunctionMode):
         super().__init__()
         self.record = record
 
-    def __torch_function__(  # noqa: PLW3201 - torch's protocol
+    def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the function; if it is attention, record what went in and out."""
@@ -56,18 +60,21 @@ def _from_sdpa(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - torch's own signature
+    is_causal: bool = False,
+    *,
     scale: float | None = None,
-    enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    enable_gqa: bool = False,
 ) -> AttentionCall | None:
     if query.is_nested or query.dim() < 2:
         return None
-    lead = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])
-    four = [_four_dimensional(tensor, lead) for tensor in (query, key, value)]
+    dims = max(tensor.dim() for tensor in (query, key, value))
+    states = [tensor.reshape((1,) * (dims - tensor.dim()) + tuple(tensor.shape)) for tensor in (query, key, value)]
+    lead = [0 if 0 in sizes else max(sizes) for sizes in zip(*(tensor.shape[:-3] for tensor in states), strict=True)]
+    four = [_four_dimensional(tensor, lead) for tensor in states]
     mask = None
     if attn_mask is not None:
-        mask = expand_keys(attn_mask, query.shape[-2], key.shape[-2])
-        mask = mask if query.dim() == 4 else _mask_four_dimensional(mask, query, lead)
+        mask = expand_keys(attn_mask.detach(), query.shape[-2], key.shape[-2])
+        mask = mask if dims == 4 else _mask_four_dimensional(mask, dims, lead)
 
     def replay(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(
@@ -87,15 +94,15 @@ def _from_sdpa(
     )
 
 
-def _four_dimensional(tensor: Tensor, lead: torch.Size) -> Tensor:
+def _four_dimensional(tensor: Tensor, lead: list[int]) -> Tensor:
     """(batch, heads, length, dim): leading dimensions become one batch, a missing head dimension is 1."""
     if tensor.dim() <= 3:
         return tensor.reshape(-1, 1, *tensor.shape[-2:])
     return tensor.expand(*lead, *tensor.shape[-3:]).flatten(0, -4)
 
 
-def _mask_four_dimensional(mask: Tensor, query: Tensor, lead: torch.Size) -> Tensor:
-    if query.dim() <= 3:
+def _mask_four_dimensional(mask: Tensor, dims: int, lead: list[int]) -> Tensor:
+    if dims <= 3:
         return mask.reshape(-1, 1, *mask.shape[-2:])
     heads = mask.shape[-3] if mask.dim() >= 3 else 1
     return mask.expand(*lead, heads, *mask.shape[-2:]).flatten(0, -4)
@@ -105,7 +112,8 @@ def _from_regard(
     output: Any, query: Tensor, key: Tensor, value: Tensor, *, backend: str = "auto", **named: Any
 ) -> AttentionCall:
     seen = named.pop("return_lse", False)
-    options: Options = {name: entry for name, entry in named.items() if name not in ("dropout_p", "seed")}  # type: ignore[assignment]
+    given = {name: apart(entry) for name, entry in named.items() if name not in ("dropout_p", "seed")}
+    options = cast("Options", given)
 
     def replay(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return _attention.attention(query, key, value, backend=backend, **options)
@@ -126,36 +134,38 @@ def _from_regard(
 _TRANSLATORS: dict[Any, Callable[..., AttentionCall | None]] = {
     F.scaled_dot_product_attention: _from_sdpa,
     F.multi_head_attention_forward: from_multihead,
-    torch._native_multi_head_attention: from_native_multihead,  # noqa: SLF001 - the name torch calls it by
-    torch._transformer_encoder_layer_fwd: from_encoder_layer,  # noqa: SLF001
+    cast("Any", torch)._native_multi_head_attention: from_native_multihead,  # noqa: SLF001 - the name torch calls it by
+    cast("Any", torch)._transformer_encoder_layer_fwd: from_encoder_layer,  # noqa: SLF001
     _attention.attention: _from_regard,
 }
 
 _gate = threading.Lock()
-_gates_open = 0
-_asked = torch.overrides.has_torch_function
+_asking: list[Callable[[Any], bool]] = []
+"""The question torch asks, once for each context that is open in any thread."""
 
 
 def _has_torch_function_beside_us(arguments: Any) -> bool:
-    """torch's own question, answered as if this thread's observing modes were not there."""
-    others = [mode for mode in torch.overrides._get_current_function_mode_stack() if not isinstance(mode, SeeAttention)]  # noqa: SLF001
-    if others:
+    """The question torch asks, answered as if this thread's observing modes were not there."""
+    modes = _current_modes()
+    if any(not isinstance(mode, SeeAttention) for mode in modes):
         return True
-    with torch._C.DisableTorchFunction():  # noqa: SLF001 - documented escape hatch, private by name only
-        return _asked(arguments)
+    with contextlib.ExitStack() as aside:
+        for _ in modes:
+            aside.enter_context(_pop_mode_temporarily())
+        return _asking[0](arguments)
 
 
 @contextlib.contextmanager
-def invisible() -> Iterator[None]:
+def invisible() -> Generator[None]:
     """While open, torch.nn's modules do not leave their fast path because of an observing mode."""
-    global _gates_open  # noqa: PLW0603 - counts contexts in all threads
     with _gate:
-        _gates_open += 1
+        _asking.append(_asking[0] if _asking else torch.overrides.has_torch_function)
         torch.overrides.has_torch_function = _has_torch_function_beside_us
     try:
         yield
     finally:
         with _gate:
-            _gates_open -= 1
-            if _gates_open == 0:
-                torch.overrides.has_torch_function = _asked
+            original = _asking[0]
+            if len(_asking) == 1:
+                torch.overrides.has_torch_function = original
+            _asking.pop()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ SECONDS_A_LENGTH = 3.0
 """Lengths are doubled until one run is expected to take longer than this; the rest is extrapolated."""
 MEMORY_SHARE = 0.4
 """A length is not run when it is expected to need more than this share of the memory that is free."""
+MASKING = -1e4
+"""Numbers below this are masks written as numbers."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ def _run(inputs: tuple[Tensor, Tensor, Tensor], backend: str, options: Options) 
 def at_length(layer: ObservedLayer, pattern: Pattern | None, length: int) -> dict[str, Any]:
     """Time and peak memory of a problem like this one at `length` tokens, measured as far as is cheap.
 
-    Random q, k, v of the layer's heads and width; the mask that was found, if it has a name. FlexAttention is
-    left out on CPU: it would compile for seconds at each length.
+    Random q, k, v of the layer's heads and width; the mask that was found, if it has a name, and a bias where
+    the layer adds one. FlexAttention is left out on CPU: it would compile for seconds at each length.
     """
     rows = [_backend_at_length(layer, pattern, length, name) for name in ("sdpa", "eager")]
     return {"length": length, "backends": [row for row in rows if row is not None]}
@@ -89,7 +93,7 @@ def _backend_at_length(
     layer: ObservedLayer, pattern: Pattern | None, length: int, backend: str
 ) -> dict[str, Any] | None:
     measured: list[tuple[int, Cost]] = []
-    size = min(FIRST_LENGTH, length)
+    size = max(1, min(FIRST_LENGTH, length // 2))  # two lengths at least, or growth could not be told
     while True:
         try:
             measured.append((size, _cost_at(layer, pattern, size, backend)))
@@ -109,15 +113,25 @@ def _cost_at(layer: ObservedLayer, pattern: Pattern | None, length: int, backend
         for like in (call.query, call.key, call.value)
     )
     options: Options = {"mask": _mask(pattern), "enable_gqa": True, "softcap": call.options.get("softcap")}
+    options["sink"], options["bias"] = call.options.get("sink"), _bias(layer, length)
     with torch.no_grad():
         return cost_of(_run((query, key, value), backend, options), seconds=0.3, runs=3)
 
 
 def _mask(pattern: Pattern | None) -> masks.Mask | None:
-    if pattern is None or not pattern.causal:
+    if pattern is None or pattern.after is None:
         return None
-    causal = masks.Causal()
-    return causal if pattern.window is None else causal & masks.SlidingWindow(pattern.window - 1, 0)
+    if pattern.window is None:
+        return masks.Causal() if pattern.after == 0 else None
+    return masks.SlidingWindow(pattern.window - 1, pattern.after) if pattern.after >= 0 else None
+
+
+def _bias(layer: ObservedLayer, length: int) -> Tensor | None:
+    """A bias over all pairs when the layer adds one that is more than a mask written in numbers."""
+    bias = layer.call.options.get("bias")
+    if bias is None or not bool(((bias != 0) & (bias > MASKING)).any()):
+        return None
+    return torch.randn(1, bias.shape[1], length, length, dtype=bias.dtype, device=bias.device)
 
 
 def _affordable(measured: list[tuple[int, Cost]], length: int) -> bool:
@@ -130,18 +144,41 @@ def _affordable(measured: list[tuple[int, Cost]], length: int) -> bool:
 
 
 def _extrapolated(backend: str, length: int, measured: list[tuple[int, Cost]]) -> dict[str, Any]:
-    size, cost = measured[-1]
-    time_growth = memory_growth = 2.0
-    if len(measured) > 1:
-        (before, earlier) = measured[-2]
-        time_growth = growth(before, size, earlier.milliseconds, cost.milliseconds)
-        memory_growth = growth(before, size, earlier.peak_bytes, cost.peak_bytes)
-    factor = length / size
+    size = measured[-1][0]
+    times = [(at, cost.milliseconds) for at, cost in measured]
+    bytes_ = [(at, float(cost.peak_bytes)) for at, cost in measured]
     return {
         "backend": backend,
-        "milliseconds": cost.milliseconds * factor**time_growth,
-        "peak_bytes": round(cost.peak_bytes * factor**memory_growth),
+        "milliseconds": _continued(times, length),
+        "peak_bytes": round(_continued(bytes_, length)),
         "measured_to": size,
         "extrapolated": size < length,
-        "growth": memory_growth,
+        "growth": exponent(bytes_),
     }
+
+
+def exponent(points: list[tuple[int, float]]) -> float:
+    """How cost grows with length: p of a + b * length**p through the last three points; from 1 to 2.
+
+    The constant matters: a kernel's scratch memory is the same for every length. Of two points, a = 0.
+    """
+    doubled = all(later == 2 * earlier for (earlier, _), (later, _) in pairwise(points[-3:]))
+    steps = [after - before for (_, before), (_, after) in pairwise(points[-3:])]
+    if len(steps) == 2 and doubled and min(steps) > 0:
+        return min(2.0, max(1.0, math.log2(steps[1] / steps[0])))
+    if not steps:
+        return 0.0
+    (earlier, before), (later, after) = points[-2:]
+    return min(2.0, max(0.0, growth(earlier, later, before, after)))
+
+
+def _continued(points: list[tuple[int, float]], length: int) -> float:
+    """The cost at `length` >= the last one measured, by the same law."""
+    size, cost = points[-1]
+    if size == length:
+        return cost
+    power = max(1.0, exponent(points))
+    step = cost - points[-2][1] if len(points) > 1 else 0.0
+    if step <= 0:  # times are noisy
+        return cost * (length / size) ** power
+    return cost + step * ((length / size) ** power - 1) / (1 - 0.5**power)

@@ -6,7 +6,7 @@ import platform
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,8 +27,13 @@ from regard.xray.streams import Place, Streams
 Progress = Callable[[str, int, int], None]
 
 
+def _silent(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+    del stage, done, total
+
+
 def examine(
-    loaded: LoadedModel, encoded: Encoded, *, length: int | None = None, progress: Progress = lambda *_: None
+    loaded: LoadedModel, encoded: Encoded, *, length: int | None = None, progress: Progress = _silent
 ) -> dict[str, Any]:
     """Run the model once under observation and take every layer apart.
 
@@ -91,11 +96,12 @@ class _Examination:
                 "backend": _backend(layer),
                 "costs": [row.as_json() for row in costs],
                 "at_length": longer,
-                **statistics,
+                **(_unknown(layer.heads) if statistics is None else statistics),
             }
         )
         self._warn_of_memory(index, layer, longer)
-        self._draw(index, layer, place, len(every))
+        if statistics is not None:
+            self._draw(index, layer, place, len(every))
 
     def _mask(self, index: int, layer: ObservedLayer, place: Place) -> tuple[dict[str, Any], Pattern | None]:
         probed = probe(layer.call)
@@ -137,21 +143,29 @@ class _Examination:
             self._costs[key] = layer_costs(layer), longer
         return self._costs[key]
 
-    def _statistics(self, index: int, layer: ObservedLayer) -> dict[str, Any]:
-        found = layer.statistics(want=("entropy", "sink_share", "max_logit"))
-        assert found.entropy is not None and found.sink_share is not None and found.max_logit is not None  # noqa: S101, PT018
-        tops = found.max_logit[0].amax(-1)
-        if not bool(found.entropy.isfinite().all()) or bool(tops.isnan().any() | (tops == torch.inf).any()):
+    def _statistics(self, index: int, layer: ObservedLayer) -> dict[str, Any] | None:
+        """Entropy, share of the first key and largest score, by head; None where they are not known."""
+        try:
+            found = layer.statistics(want=("entropy", "sink_share", "max_logit"))
+        except RegardError as error:  # the weights would not be those the layer used
+            self.warn("weights_unexplained", index, reason=str(error))
+            return None
+        entropy, sink_share, max_logit = (
+            torch.empty(0) if rows is None else rows[0] for rows in (found.entropy, found.sink_share, found.max_logit)
+        )
+        tops = max_logit.amax(-1)
+        if not bool(entropy.isfinite().all()) or bool(tops.isnan().any() | (tops == torch.inf).any()):
             self.warn("not_finite", index)
         return {
-            "entropy": _mean_and_heads(found.entropy[0].mean(-1)),
-            "sink_share": _mean_and_heads(found.sink_share[0].mean(-1)),
-            "max_logit": {"mean": _number(tops.max()), "per_head": [_number(top) for top in tops]},
+            "entropy": _mean_and_heads(entropy.mean(-1)),
+            "sink_share": _mean_and_heads(sink_share.mean(-1)),
+            "max_logit": {**_mean_and_heads(tops), "max": _number(tops.max())},
         }
 
     def _warn_of_memory(self, index: int, layer: ObservedLayer, longer: dict[str, Any] | None) -> None:
         now = layer.call.implementation
-        for row in [] if longer is None else longer["backends"]:
+        rows: list[dict[str, Any]] = [] if longer is None else longer["backends"]
+        for row in rows:
             if row["backend"] == now and row["growth"] > 1.5:
                 size = warnings.as_size(row["peak_bytes"])
                 self.warn("quadratic_memory", index, length=self.length, size=size, backend=now)
@@ -161,14 +175,10 @@ class _Examination:
         limit = pool_limit(layers * layer.heads)
         parts: list[Tensor] = []
         row_edges = col_edges = None
-        try:
-            for head in range(layer.heads):
-                folded = fold(layer.weights(heads=head)[0], rows, cols)
-                pooled, row_edges, col_edges = pool(folded, limit)
-                parts.append(pooled)
-        except RegardError as error:  # the weights would not be those the layer used
-            self.warn("weights_unexplained", index, reason=str(error))
-            return
+        for head in range(layer.heads):
+            folded = fold(layer.weights(heads=head)[0], rows, cols)
+            pooled, row_edges, col_edges = pool(folded, limit)
+            parts.append(pooled)
         self.maps.append(encode_map(torch.cat(parts), layer=index, row_edges=row_edges, col_edges=col_edges))
 
     def payload(self) -> dict[str, Any]:
@@ -187,6 +197,12 @@ class _Examination:
             ],
             "maps": self.maps,
         }
+
+
+def _unknown(heads: int) -> dict[str, Any]:
+    """What stands for the statistics of a layer whose weights are not known."""
+    blank: dict[str, Any] = {"mean": None, "per_head": [None] * heads}
+    return {"entropy": blank, "sink_share": blank, "max_logit": {**blank, "max": None}}
 
 
 def _shape(layer: ObservedLayer) -> dict[str, Any]:
@@ -216,9 +232,8 @@ def _told(layer: ObservedLayer) -> Pattern:
 
 def _declared(layer: ObservedLayer) -> Pattern | None:
     """The mask that the model asked its mask function for, in words."""
-    if layer.call.declared is None:
-        return None
-    return describe(layer.call.declared(), torch.arange(layer.kv_len), layer.q_len, layer.kv_len)
+    asked = None if layer.call.declared is None else layer.call.declared()
+    return None if asked is None else describe(asked, torch.arange(layer.kv_len), layer.q_len, layer.kv_len)
 
 
 def _window_words(window: int | None) -> str | None:
@@ -232,7 +247,8 @@ def _backend(layer: ObservedLayer) -> dict[str, Any]:
         whys = {"eager": "the model's setting: plain torch operations; memory grows with q_len x kv_len"}
         return {"now": call.implementation, "why": whys.get(call.implementation, "the module's own path")}
     key, value = (tensor[:, :1].expand(-1, layer.heads, -1, -1) for tensor in (call.key, call.value))
-    fused = call.query.shape[-1] == value.shape[-1] and torch._fused_sdp_choice(call.query, key, value) != 0  # noqa: SLF001
+    choice: int = cast("Any", torch)._fused_sdp_choice(call.query, key, value)  # noqa: SLF001 - nobody else tells
+    fused = call.query.shape[-1] == value.shape[-1] and choice != 0
     path = "torch's fused kernel" if fused else "torch's unfused path; memory grows with q_len x kv_len"
     return {"now": "sdpa", "why": f"the model's setting: {path}"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from regard.observation import ObservedLayer, observe
-from regard.xray.encode import Encoded
+from regard.xray.encode import Encoded, Stream
 from regard.xray.loading import LoadedModel
 from regard.xray.probe import probe
-from regard.xray.streams import Place, Streams
+from regard.xray.streams import Streams
 
 Padding = Literal["honoured", "attended", "not probed"]
 
@@ -45,9 +46,9 @@ def padding_found(loaded: LoadedModel, encoded: Encoded) -> PaddingFound:
     try:
         with torch.no_grad(), observe(loaded.model) as seen:
             loaded.model(**inputs)
-    except Exception:  # noqa: BLE001 - any model, any failure: then it is simply not known
+    except Exception:
         return PaddingFound()
-    return PaddingFound({layer.name: _judge(layer, streams.place(layer)) for layer in seen.layers})
+    return PaddingFound({layer.name: _judge(layer, streams) for layer in seen.layers})
 
 
 def _padded(loaded: LoadedModel, encoded: Encoded) -> tuple[dict[str, Tensor], Streams] | None:
@@ -64,15 +65,15 @@ def _padded(loaded: LoadedModel, encoded: Encoded) -> tuple[dict[str, Tensor], S
         inputs["decoder_attention_mask"] = decoder["attention_mask"]
     if not set(inputs) <= named and "**" not in named:
         return None
-    return inputs, Streams({name: _first(stream, inputs, name) for name, stream in encoded.streams.items()})
+    lengths: dict[str, int] = dict.fromkeys(encoded.streams, inputs["input_ids"].shape[1])
+    if "decoder_input_ids" in inputs:
+        lengths["decoder"] = inputs["decoder_input_ids"].shape[1]
+    return inputs, Streams({name: _of_length(count) for name, count in lengths.items()})
 
 
-def _first(stream: Any, inputs: Mapping[str, Tensor], name: str) -> Any:
-    """A stream of the padded length; only its length is used."""
-    ids = inputs["decoder_input_ids"] if name == "decoder" and "decoder_input_ids" in inputs else inputs["input_ids"]
-    count = ids.shape[1]
-    kind = type(stream)
-    return kind("", ("",) * count, ((0, 0),) * count, (True,) * count, truncated=False)
+def _of_length(count: int) -> Stream:
+    """A stream of which only the length is used."""
+    return Stream("", ("",) * count, ((0, 0),) * count, (True,) * count, truncated=False)
 
 
 def _with_pads(ids: Tensor, others: Mapping[str, Tensor], token: int, *, on_left: bool) -> dict[str, Tensor]:
@@ -95,7 +96,10 @@ def _pad_token(loaded: LoadedModel) -> int:
     return token if isinstance(token, int) else 0
 
 
-def _judge(layer: ObservedLayer, place: Place) -> Padding:
+def _judge(layer: ObservedLayer, streams: Streams) -> Padding:
+    place = streams.place(layer)
+    if not {place.query_stream, place.key_stream} <= streams.names:
+        return "not probed"  # it reads something else than the tokens, so where their padding is cannot be told
     on_left = place.stack == "decoder" and place.kind == "self"
     pads = torch.arange(PADS) if on_left else torch.arange(layer.kv_len - PADS, layer.kv_len)
     found = probe(layer.call, pads)
@@ -120,8 +124,8 @@ def future_reaches_past(loaded: LoadedModel, encoded: Encoded) -> bool | None:
     if before is None or after is None or before.dim() < 2 or before.shape[1] != changed.shape[1]:
         return None
     past = slice(0, changed.shape[1] - 1)
-    moved = float((before[:, past] - after[:, past]).abs().max())
-    return moved > LEAK * max(float(before[:, past].abs().max()), 1e-6)
+    moved, size = float((before[:, past] - after[:, past]).abs().max()), float(before[:, past].abs().max())
+    return moved > LEAK * max(size, 1e-6) if math.isfinite(moved) else None
 
 
 def _outputs(output: Any) -> Tensor | None:

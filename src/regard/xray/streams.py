@@ -11,7 +11,8 @@ from regard.observation import ObservedLayer
 from regard.xray.cells import Cell, cells
 from regard.xray.encode import Stream
 
-_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention", re.IGNORECASE)
+_CROSS = re.compile(r"cross|enc_?dec|encoder_attn|encoder_attention|\bdecoder\b.*multihead_attn", re.IGNORECASE)
+_CROSS_IN_DECODER = re.compile(r"cross|enc", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,7 @@ class Streams:
 
     def __init__(self, found: Mapping[str, Stream]) -> None:
         self._lengths = {name: len(stream.tokens) for name, stream in found.items()}
-        self._cells = {
-            name: cells(stream.text, stream.offsets, stream.special, stream.tokens) if stream.text else _numbered(stream)
-            for name, stream in found.items()
-        }
+        self._cells = {name: _cells(stream) for name, stream in found.items()}
         self._facts: dict[str, dict[str, Any]] = {
             name: {"text": stream.text, "truncated": stream.truncated} for name, stream in found.items()
         }
@@ -49,7 +47,7 @@ class Streams:
         if not layer.name.split(".", 1)[-1].startswith("decoder") and not layer.name.startswith("decoder"):
             encoder = self._stream("encoder", layer.q_len), self._stream("encoder", layer.kv_len)
             return Place("encoder", "self", *encoder)
-        is_cross = bool(_CROSS.search(layer.name.rsplit("decoder", 1)[-1]))
+        is_cross = bool(_CROSS_IN_DECODER.search(layer.name.split("decoder", 1)[-1]))
         is_cross = is_cross or (layer.q_len != layer.kv_len == self._lengths["encoder"])
         keys = self._stream("encoder" if is_cross else "decoder", layer.kv_len)
         return Place("decoder", "cross" if is_cross else "self", self._stream("decoder", layer.q_len), keys)
@@ -64,16 +62,25 @@ class Streams:
             self._facts[numbered] = {"text": "", "truncated": False}
         return numbered
 
+    @property
+    def names(self) -> set[str]:
+        """The streams of tokens, without those of numbered positions."""
+        return set(self._lengths)
+
     def cells_of(self, stream: str) -> list[Cell]:
         """The cells of a stream that `place` named."""
         return self._cells[stream]
 
     def as_json(self) -> dict[str, Any]:
         """As the report has it."""
-        return {name: {**facts, "cells": [_cell(cell) for cell in self._cells[name]]} for name, facts in self._facts.items()}
+        return {
+            name: {**facts, "cells": [_cell(cell) for cell in self._cells[name]]} for name, facts in self._facts.items()
+        }
 
 
-def _numbered(stream: Stream) -> list[Cell]:
+def _cells(stream: Stream) -> list[Cell]:
+    if stream.text:
+        return cells(stream.text, stream.offsets, stream.special, stream.tokens)
     return [Cell(token, i, i, (i,), special=True) for i, token in enumerate(stream.tokens)]
 
 

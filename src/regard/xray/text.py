@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
 from regard._errors import DataError
+
+WORD_LIMIT = 100_000
+"""Characters without a space. A longer run is no word but data: tokenizers make one unknown token of it, or
+take seconds over it. Scripts that write without spaces may go on as long as they like."""
+
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+_WORD = re.compile(rf"[^\s{_UNSPACED}\uff00-\uffef\U00020000-\U0003ffff]+")
 
 FILE_LIMIT = 10_000_000
 """Bytes. A longer file is refused: no attention picture of it could be read."""
@@ -31,6 +39,12 @@ def check_text(text: str, what: str = "the text") -> str:
             f"{what} is not valid Unicode: a lone surrogate U+{ord(text[problem.start]):04X} at character "
             f"{problem.start}. Remove it."
         ) from problem
+    for word in _WORD.finditer(text):
+        if word.end() - word.start() > WORD_LIMIT:
+            raise DataError(
+                f"{what} holds a word of {len(word[0])} characters at character {word.start()}; at most {WORD_LIMIT} "
+                "are read. Break it up, or leave it out."
+            )
     return text
 
 

@@ -9,8 +9,10 @@ Warning_ = dict[str, Any]
 
 _TEXTS: dict[str, tuple[str, str]] = {
     "causal_leak": (
-        "{layers}: a token sees tokens that come after it, though this is a decoder. What it learned to predict it "
-        "was shown.",
+        (
+            "{layers}: a token sees tokens that come after it, though this is a decoder. What it learned to predict "
+            "it was shown."
+        ),
         "{layers}:词元能看到它后面的词元,而这是解码器。它要预测的内容已经被它看到了。",
     ),
     "future_reaches_past": (
@@ -34,8 +36,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "{layers}:模型要求的是“{declared}”,该层实际做的是“{found}”。",
     ),
     "quadratic_memory": (
-        "{layers}: at {length} tokens, one such layer's attention takes about {size} under {backend}, and four times "
-        "as much at twice the length.",
+        (
+            "{layers}: at {length} tokens, one such layer's attention takes about {size} under {backend}, and four "
+            "times as much at twice the length."
+        ),
         "{layers}:在 {length} 个词元时,{backend} 下单层注意力约需 {size};长度加倍则为四倍。",
     ),
     "weights_unexplained": (
@@ -71,7 +75,7 @@ def warning(code: str, layers: Sequence[int] = (), **facts: object) -> Warning_:
 
 
 def _named(layers: Sequence[int], one: str, many: str, between: str, after: str = "") -> str:
-    """layer 3; layers 0-5, 7."""
+    """The layers by number: layer 3; layers 0-5, 7."""
     spans = [str(first) if first == last else f"{first}-{last}" for first, last in _spans(layers)]
     return f"{one if len(layers) == 1 else many}{between.join(spans)}{after}"
 

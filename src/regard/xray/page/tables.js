@@ -76,7 +76,7 @@ function foundCells(layer) {
     fastest ? twoLines(fastest.backend, measure) : element("td", { text: say("unknown") }),
     numberCell(formatNumber(layer.entropy.mean)),
     numberCell(formatNumber(layer.sink_share.mean)),
-    numberCell(formatNumber(layer.max_logit.mean)),
+    numberCell(formatNumber(layer.max_logit.max)),
   ];
 }
 

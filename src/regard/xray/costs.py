@@ -113,9 +113,11 @@ def _cost_at(layer: ObservedLayer, pattern: Pattern | None, length: int, backend
         for like in (call.query, call.key, call.value)
     )
     options: Options = {"mask": _mask(pattern), "enable_gqa": True, "softcap": call.options.get("softcap")}
-    options["sink"], options["bias"] = call.options.get("sink"), _bias(layer, length)
+    bias = _bias(layer, length)
+    options["sink"], options["bias"] = call.options.get("sink"), bias
     with torch.no_grad():
-        return cost_of(_run((query, key, value), backend, options), seconds=0.3, runs=3)
+        cost = cost_of(_run((query, key, value), backend, options), seconds=0.3, runs=3)
+    return cost if bias is None else Cost(cost.milliseconds, cost.peak_bytes + bias.nbytes)  # the model makes it too
 
 
 def _mask(pattern: Pattern | None) -> masks.Mask | None:
@@ -129,7 +131,10 @@ def _mask(pattern: Pattern | None) -> masks.Mask | None:
 def _bias(layer: ObservedLayer, length: int) -> Tensor | None:
     """A bias over all pairs when the layer adds one that is more than a mask written in numbers."""
     bias = layer.call.options.get("bias")
-    if bias is None or not bool(((bias != 0) & (bias > MASKING)).any()):
+    if bias is None:
+        return None
+    is_mask = bias.shape[1] == 1 and not bool(((bias != 0) & (bias > MASKING)).any())
+    if is_mask:
         return None
     return torch.randn(1, bias.shape[1], length, length, dtype=bias.dtype, device=bias.device)
 

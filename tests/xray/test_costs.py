@@ -14,6 +14,7 @@ from regard import masks
 from regard.measure import Cost
 from regard.observation import ObservedLayer
 from regard.xray import costs
+from regard.xray.chinese import in_chinese
 from regard.xray.costs import at_length, layer_costs, signature
 from regard.xray.probe import Pattern
 from tests.observation.modules import build
@@ -59,6 +60,7 @@ def test_backends_that_can_are_measured_and_those_that_refuse_say_why() -> None:
         "backend": "eager",
         "supported": True,
         "reason": rows["eager"].reason,
+        "reason_zh": in_chinese(rows["eager"].reason),
         "milliseconds": rows["eager"].cost.milliseconds,
         "peak_bytes": rows["eager"].cost.peak_bytes,
     }

@@ -27,9 +27,9 @@ def test_every_warning_says_the_same_in_both_languages(code: str) -> None:
 @pytest.mark.parametrize(
     ("layers", "english", "chinese"),
     [
-        ([3], "layer 3:", "第 3 层:"),
-        ([0, 1, 2], "layers 0-2:", "第 0-2 层:"),
-        ([0, 1, 4, 6, 7], "layers 0-1, 4, 6-7:", "第 0-1、4、6-7 层:"),
+        ([3], "layer 3:", "第 3 层："),
+        ([0, 1, 2], "layers 0-2:", "第 0-2 层："),
+        ([0, 1, 4, 6, 7], "layers 0-1, 4, 6-7:", "第 0-1、4、6-7 层："),
     ],
 )
 def test_layers_are_named_by_spans(layers: list[int], english: str, chinese: str) -> None:

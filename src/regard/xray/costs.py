@@ -17,6 +17,7 @@ from regard._errors import RegardError
 from regard._front_door import Options
 from regard.measure.cost import Cost, available_bytes, cost_of, growth
 from regard.observation import ObservedLayer
+from regard.xray.chinese import in_chinese
 from regard.xray.probe import Pattern
 
 FIRST_LENGTH = 512
@@ -43,6 +44,7 @@ class BackendCost:
             "backend": self.backend,
             "supported": self.supported,
             "reason": self.reason,
+            "reason_zh": in_chinese(self.reason),
             "milliseconds": None if self.cost is None else self.cost.milliseconds,
             "peak_bytes": None if self.cost is None else self.cost.peak_bytes,
         }

@@ -17,6 +17,7 @@ from regard.measure.cost import processor_name
 from regard.observation import ObservedLayer, observe
 from regard.xray import warnings
 from regard.xray.cells import encode_map, fold, pool, pool_limit
+from regard.xray.chinese import in_chinese
 from regard.xray.costs import BackendCost, at_length, layer_costs, signature
 from regard.xray.encode import Encoded
 from regard.xray.leaks import future_reaches_past, padding_found
@@ -242,15 +243,23 @@ def _window_words(window: int | None) -> str | None:
 
 def _backend(layer: ObservedLayer) -> dict[str, Any]:
     """Who computes this layer now, and why."""
+    why = _why(layer)
+    return {"now": layer.call.implementation, "why": why, "why_zh": in_chinese(why)}
+
+
+def _why(layer: ObservedLayer) -> str:
     call = layer.call
+    if call.implementation.startswith("nn."):
+        return "the module's own path"
+    if call.implementation == "eager":
+        return "the model's setting: plain torch operations; memory grows with q_len x kv_len"
     if call.implementation != "sdpa":
-        whys = {"eager": "the model's setting: plain torch operations; memory grows with q_len x kv_len"}
-        return {"now": call.implementation, "why": whys.get(call.implementation, "the module's own path")}
+        return "the model's setting"
     key, value = (tensor[:, :1].expand(-1, layer.heads, -1, -1) for tensor in (call.key, call.value))
     choice: int = cast("Any", torch)._fused_sdp_choice(call.query, key, value)  # noqa: SLF001 - nobody else tells
-    fused = call.query.shape[-1] == value.shape[-1] and choice != 0
-    path = "torch's fused kernel" if fused else "torch's unfused path; memory grows with q_len x kv_len"
-    return {"now": "sdpa", "why": f"the model's setting: {path}"}
+    if call.query.shape[-1] == value.shape[-1] and choice != 0:
+        return "the model's setting: torch's fused kernel"
+    return "the model's setting: torch's unfused path; memory grows with q_len x kv_len"
 
 
 def _mean_and_heads(per_head: Tensor) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Layer = Mapping[str, Any]
 
 _COLUMNS = {
     "en": ("layer", "kind", "heads", "size", "q × kv", "mask", "padding", "runs on", "fastest (ms)", "entropy", "sink"),
-    "zh": ("层", "类型", "头数", "维度", "查询×键", "掩码", "填充", "后端", "最快(毫秒)", "熵", "首词元"),
+    "zh": ("层", "类型", "头数", "维度", "查询×键", "掩码", "填充", "后端", "最快（毫秒）", "熵", "首词元"),
 }
 _RIGHT = {2, 3, 4, 9, 10}
 _WORDS = {
@@ -26,10 +26,10 @@ _WORDS = {
         "statistics": "entropy in nats; sink = weight on the first token; a range spans the layers of its row",
     },
     "zh": {
-        "title": "{name} 的注意力:{count} 层",
+        "title": "{name} 的注意力：{count} 层",
         "none": "没有警告。",
-        "declared": "{found}(声明:{declared})",
-        "statistics": "熵以奈特计;首词元 = 落在第一个词元上的权重占比;范围跨该行各层",
+        "declared": "{found}（声明：{declared}）",
+        "statistics": "熵以奈特计；首词元 = 落在第一个词元上的权重占比；范围跨该行各层",
     },
 }
 

@@ -13,52 +13,52 @@ _TEXTS: dict[str, tuple[str, str]] = {
             "{layers}: a token sees tokens that come after it, though this is a decoder. What it learned to predict "
             "it was shown."
         ),
-        "{layers}:词元能看到它后面的词元,而这是解码器。它要预测的内容已经被它看到了。",
+        "{layers}：词元能看到它后面的词元，而这是解码器。它要预测的内容已经被它看到了。",
     ),
     "future_reaches_past": (
         "Changing the last token changes the model's outputs for earlier ones: information flows back in time.",
-        "改变最后一个词元会改变前面词元的输出:信息在时间上倒流。",
+        "改变最后一个词元会改变前面词元的输出：信息在时间上倒流。",
     ),
     "padding_attended": (
         "{layers}: real tokens attend to padding. The same text gives other results in a batch than alone.",
-        "{layers}:真实词元关注了填充词元。同一文本在批次中与单独运行时结果不同。",
+        "{layers}：真实词元关注了填充词元。同一文本在批次中与单独运行时结果不同。",
     ),
     "window_ignored": (
         "{layers}: the settings declare a window of {window} tokens, but attention reaches further back.",
-        "{layers}:设置声明了 {window} 个词元的窗口,但注意力看得更远。",
+        "{layers}：设置声明了 {window} 个词元的窗口，但注意力看得更远。",
     ),
     "window_not_seen": (
         "{layers}: the declared window of {window} tokens is longer than this text, so it could not be checked.",
-        "{layers}:声明的窗口({window} 个词元)比此文本长,无法检验。",
+        "{layers}：声明的窗口（{window} 个词元）比此文本长，无法检验。",
     ),
     "mask_differs": (
         "{layers}: the model asked for '{declared}', what the layer does is '{found}'.",
-        "{layers}:模型要求的是“{declared}”,该层实际做的是“{found}”。",
+        "{layers}：模型要求的是“{declared}”，该层实际做的是“{found}”。",
     ),
     "quadratic_memory": (
         (
             "{layers}: at {length} tokens, one such layer's attention takes about {size} under {backend}, and four "
             "times as much at twice the length."
         ),
-        "{layers}:在 {length} 个词元时,{backend} 下单层注意力约需 {size};长度加倍则为四倍。",
+        "{layers}：在 {length} 个词元时，{backend} 下单层注意力约需 {size}；长度加倍则为四倍。",
     ),
     "weights_unexplained": (
         "{layers}: no weights are shown, because {reason}",
-        "{layers}:不显示权重,因为 {reason}",
+        "{layers}：不显示权重，因为 {reason}",
     ),
     "not_finite": (
         "{layers}: the scores or weights hold NaN or Inf.",
-        "{layers}:分数或权重含有 NaN 或 Inf。",
+        "{layers}：分数或权重含有 NaN 或 Inf。",
     ),
     "not_probed": (
         "{layers}: the mask could not be probed; what is shown is what the layer was told.",
-        "{layers}:无法探测掩码;所示为该层被告知的掩码。",
+        "{layers}：无法探测掩码；所示为该层被告知的掩码。",
     ),
     "no_attention": (
         "No attention was seen. The model computes it in a way that regard does not know, or has none.",
-        "没有看到注意力。该模型以 regard 不认识的方式计算注意力,或者没有注意力。",
+        "没有看到注意力。该模型以 regard 不认识的方式计算注意力，或者没有注意力。",
     ),
-    "note": ("Note: {reason}.", "说明:{reason}。"),
+    "note": ("Note: {reason}.", "说明：{reason}。"),
 }
 
 

@@ -24,8 +24,13 @@ function showWarnings(report, chooseLayer) {
   byId("warnings").replaceChildren(...items);
 }
 
+// The engine gives some sentences twice: `reason` and `reason_zh`.
+function inLanguage(entry, field) {
+  return (language === "zh" && entry[`${field}_zh`]) || entry[field];
+}
+
 function warningItem(warning, chooseLayer) {
-  const message = (language === "zh" && warning.message_zh) || warning.message;
+  const message = inLanguage(warning, "message");
   const item = element("li", {}, [element("span", { text: visible(message) }), " ", element("code", { text: warning.code })]);
   if (warning.layer !== null && warning.layer !== undefined) {
     const button = element("button", { text: say("warningLayer", { layer: warning.layer }), attributes: { type: "button" } });
@@ -72,7 +77,7 @@ function foundCells(layer) {
   return [
     twoLines(sayMask(found), declared === null ? "" : say("declared", { mask: sayMask(declared) }), differs ? "alarm" : ""),
     element("td", { text: sayPadding(padding), className: padding === "attended" ? "alarm" : "" }),
-    twoLines(layer.backend.now, visible(layer.backend.why), "why"),
+    twoLines(layer.backend.now, visible(inLanguage(layer.backend, "why")), "why"),
     fastest ? twoLines(fastest.backend, measure) : element("td", { text: say("unknown") }),
     numberCell(formatNumber(layer.entropy.mean)),
     numberCell(formatNumber(layer.sink_share.mean)),
@@ -87,7 +92,7 @@ function fastestCost(costs) {
 
 function showCosts(layer) {
   byId("costs-title").textContent = say("costs", { layer: layer.index });
-  byId("backend").textContent = say("backendNow", { backend: layer.backend.now, why: visible(layer.backend.why) });
+  byId("backend").textContent = say("backendNow", { backend: layer.backend.now, why: visible(inLanguage(layer.backend, "why")) });
   const head = tableHead(["columnBackend", "columnAnswer", "columnTime", "columnPeak", "columnReason"]);
   const fastest = fastestCost(layer.costs);
   const rows = layer.costs.map((cost) => costRow(cost, cost === fastest));
@@ -102,7 +107,7 @@ function costRow(cost, isFastest) {
     element("td", { text: say(cost.supported ? "runs" : "refused") }),
     element("td", { text: formatTime(cost.milliseconds), className: isFastest ? "number best" : "number" }),
     numberCell(formatBytes(cost.peak_bytes)),
-    element("td", { text: visible(cost.reason || " ").replace("␣", "") }),
+    element("td", { text: visible(inLanguage(cost, "reason") || " ").replace("␣", "") }),
   ]);
 }
 

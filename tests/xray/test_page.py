@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import copy
 import hashlib
-import io
 import json
 import os
 import re
@@ -16,96 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from regard._errors import ArgumentError, DataError
-from regard.xray.cells import encode_map, pool
+from regard.xray.cells import encode_map
 from regard.xray.page import BUDGET, SCRIPTS, render, write_report
-from regard.xray.table import print_table
-
-HOSTILE = [
-    "</script><script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "\"'`&amp;&lt;",
-    "<!--<script>",
-    "line\u2028separator\u2029",
-    "nul\0bell\a",
-    "lone\ud800surrogate",
-    "{{data}}{{script}}",
-    "\u202eright to left",
-    "שלום",
-    "e\u0301",
-    "👩\u200d👩\u200d👧",
-    " ",
-    "",
-    "银",
-]
-
-
-def make_cells(texts: list[str]) -> tuple[str, list[dict[str, Any]]]:
-    """A text of these pieces with a space between them, and its cells."""
-    made: list[dict[str, Any]] = []
-    at = 0
-    for index, text in enumerate(texts):
-        made.append({"text": text, "start": at, "end": at + len(text), "tokens": [index], "special": index == 0})
-        at += len(text) + 1
-    return " ".join(texts), made
-
-
-def make_layer(index: int, length: int, heads: int) -> dict[str, Any]:
-    statistic = {"mean": 1.5, "per_head": [1.5] * heads}
-    return {
-        "index": index,
-        "name": f"encoder.layer.{index}.attention",
-        "stack": "encoder",
-        "kind": "self",
-        "query_stream": "encoder",
-        "key_stream": "encoder",
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": 32,
-        "value_dim": 32,
-        "q_len": length,
-        "kv_len": length,
-        "batch": 1,
-        "scale": 0.1767,
-        "dtype": "float32",
-        "mask": {"found": "bidirectional", "declared": None, "padding": "honoured"},
-        "backend": {"now": "sdpa", "why": "the model asks for it"},
-        "costs": [
-            {"backend": "sdpa", "supported": True, "reason": "", "milliseconds": 0.5, "peak_bytes": 1024},
-            {"backend": "flex", "supported": False, "reason": "no compiler", "milliseconds": None, "peak_bytes": None},
-        ],
-        "at_length": None,
-        "entropy": statistic,
-        "sink_share": statistic,
-        "max_logit": statistic | {"max": 2.5},
-    }
-
-
-def make_payload(texts: list[str], *, layers: int = 2, heads: int = 2) -> dict[str, Any]:
-    text, made = make_cells(texts)
-    generator = torch.Generator().manual_seed(3)
-    weights = torch.randn(heads, len(texts), len(texts), generator=generator).softmax(-1)
-    pooled, row_edges, col_edges = pool(weights)
-    entry = encode_map(pooled, layer=0, row_edges=row_edges, col_edges=col_edges)
-    return {
-        "regard": "0.1.0",
-        "model": {
-            "name": "tiny",
-            "class": "BertModel",
-            "parameters": 12,
-            "dtype": "float32",
-            "implementation": "sdpa",
-        },
-        "machine": {"cpu": "a CPU", "threads": 2, "torch": "2.13", "transformers": None, "python": "3.11"},
-        "streams": {"encoder": {"text": text, "truncated": False, "cells": made}},
-        "layers": [make_layer(index, len(texts), heads) for index in range(layers)],
-        "warnings": [
-            {"code": "causal_leak", "layer": 1, "message": "It looks ahead.", "message_zh": "它看到了后面。"},
-        ],
-        "maps": [{**entry, "layer": index} for index in range(layers)],
-    }
+from tests.xray.payloads import HOSTILE, make_cells, make_payload
 
 
 class Page(HTMLParser):
@@ -323,50 +237,6 @@ def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         write_report(make_payload(["new"]), tmp_path)
     assert contents(tmp_path) == before
-
-
-def printed(payload: dict[str, Any], **how: Any) -> str:
-    console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    print_table(payload, console, **how)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
-def test_the_table_groups_like_layers() -> None:
-    payload = make_payload(["a", "b"], layers=4)
-    payload["layers"][2]["mask"] = {"found": "causal", "declared": "causal, window 4", "padding": "attended"}
-    text = printed(payload)
-    assert re.search(
-        r"^0-1, 3 +self +2 +32 +2×2 +bidirectional +honoured +sdpa +sdpa 0\.50 +1\.50 +1\.50", text, re.MULTILINE
-    )
-    assert re.search(r"^2 +self .* causal \(declared: causal, +attended", text, re.MULTILINE)
-    assert max(map(len, text.splitlines())) <= 100
-    assert "! It looks ahead." in text
-
-
-def test_the_table_tells_stacks_apart_and_unequal_sizes() -> None:
-    payload = make_payload(["a", "b"], layers=3)
-    payload["layers"][1] |= {"stack": "decoder", "kind": "cross", "kv_len": 9, "kv_heads": 1, "value_dim": 64}
-    payload["layers"][2] |= {"costs": [], "max_logit": {"mean": None, "max": None, "per_head": []}}
-    text = printed(payload)
-    assert re.search(r"decoder cross +2/1 +32/64 +2×9 .* sdpa +sdpa 0\.50", text)
-    assert re.search(r"encoder self +2 +32 .* sdpa +sdpa 0\.50 +1\.50 +1\.50", text)
-
-
-def test_the_table_in_chinese_and_without_warnings() -> None:
-    payload = make_payload(["a"])
-    assert "! 它看到了后面。" in printed(payload, language="zh")
-    assert "No warnings." in printed({**payload, "warnings": []})
-
-
-def test_the_table_obeys_no_text() -> None:
-    payload = make_payload(["a"])
-    payload["model"]["name"] = "[red]x[/red] [/] \x1b[31m\ud800"
-    payload["warnings"][0]["message"] = "[link=file:///]m[/link]\x9b"
-    text = printed(payload)
-    assert "[red]x[/red] [/] ␛[31m\ufffd" in text
-    assert "[link=file:///]m[/link]\ufffd" in text
-    assert "\x1b" not in text
 
 
 SHOWN = {

@@ -255,3 +255,24 @@ def test_the_machine_is_named(tiny_gpt2: Path) -> None:
     assert machine["torch"] == torch.__version__
     assert machine["cpu"]
     assert machine["transformers"] == transformers.__version__
+
+
+def field_names(entry: object) -> set[str]:
+    """Every key of a JSON value, at any depth, but not the names of streams."""
+    if isinstance(entry, list):
+        return set().union(*map(field_names, entry))
+    if not isinstance(entry, dict):
+        return set()
+    return set(entry) | set().union(*(field_names(value) for key, value in entry.items() if key != "streams"))
+
+
+def test_every_field_of_the_report_is_documented(
+    tiny_mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "FIRST_LENGTH", 16)
+    facts, _ = write_report(xray(tiny_mistral, length=32), tmp_path)
+    report = json.loads(facts.read_text(encoding="utf-8"))
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    fields = field_names(report) | field_names(list(report["streams"].values()))
+    assert {"why_zh", "growth", "truncated", "per_head"} <= fields
+    assert [name for name in sorted(fields) if f"`{name}`" not in page] == []

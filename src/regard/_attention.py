@@ -184,6 +184,8 @@ def dispatch(
 
     Takes what `regard.attention` takes and raises what its validation raises.
     """
+    if options.get("seed") is None:
+        options["seed"] = 0  # none is drawn: nothing is computed, and torch's generator stays where it is
     problem = build_problem(query, key, value, return_lse=return_lse, read_values=True, **options)
     _check_name(backend)
     answers = {candidate.name: candidate.support(problem) for candidate in _order(problem)}

@@ -76,11 +76,12 @@ def _cast_by_autocast(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return query, key, value
     dtype = torch.get_autocast_dtype(kind)
-    query, key, value = (
-        tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
-        for tensor in (query, key, value)
-    )
+    query, key, value = (tensor.to(dtype) if _is_castable(tensor) else tensor for tensor in (query, key, value))
     return query, key, value
+
+
+def _is_castable(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
 def _as_mask(mask: object, sizes: _shapes.Sizes, query: Tensor) -> Mask | None:

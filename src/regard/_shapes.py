@@ -183,7 +183,8 @@ def check_bias(bias: Tensor, sizes: Sizes, query: Tensor, *, additive: bool) -> 
             got="a float tensor that holds only 0 and 1",
             do="If 1 means 'may attend', pass mask=bias.bool(); if 0 and 1 are to be added, pass additive=True.",
         )
-    return bias.reshape(shape)
+    # One dtype for every backend: a number beyond it is -inf for all of them, or for none.
+    return bias.reshape(shape).to(torch.float64 if query.dtype == torch.float64 else torch.float32)
 
 
 def _check_bias_kind(bias: object, query: Tensor) -> None:
@@ -274,10 +275,21 @@ def check_seed(seed: int | Tensor | None) -> int | Tensor | None:
     if seed is None or (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63):
         return seed
     if isinstance(seed, Tensor) and seed.numel() == 1 and seed.dtype in _INTEGERS:
-        return seed.reshape(()).to(torch.int64)
+        wide = seed.reshape(()).to(torch.int64)
+        if not _seen_negative(wide):
+            return wide
     raise ArgumentError(
         "seed", expected="an integer from 0 to 2**63 - 1", got=repr(seed), do="Leave it out to draw one from torch."
     )
+
+
+def _seen_negative(seed: Tensor) -> bool:
+    if torch.compiler.is_compiling() or seed.is_meta:
+        return False
+    try:
+        return int(seed) < 0
+    except RuntimeError:  # inside vmap
+        return False
 
 
 def _is_number(number: object) -> bool:

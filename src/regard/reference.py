@@ -161,7 +161,8 @@ def restrict(
         distances, which = _distances(position, scores.shape[-2], scores.shape[-1], scores.device)
         scores = scores + position.distance_bias(distances).to(scores.dtype)[:, which]
     if bias is not None:
-        scores = scores + bias.to(scores.dtype)
+        bias = bias.to(scores.dtype)
+        scores = scores + bias
         allowed = (bias != -_INFINITY).expand(scores.shape)
     if mask is not None:
         dense = mask if isinstance(mask, Tensor) else mask.dense(*scores.shape[-2:], device=scores.device)

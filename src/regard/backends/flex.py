@@ -54,7 +54,10 @@ class Flex(Backend):
             ),
             (problem.query.dtype == torch.float64 and _worth_compiling(problem), "its kernels have no float64"),
             (problem.finite is False, "query, key or value holds NaN or Inf, which it lets through the mask"),
-            (problem.finite is None and not torch.compiler.is_compiling(), "it cannot run inside vmap"),
+            (
+                problem.finite is None or not _readable(problem.bias),
+                "inside torch.compile and vmap its rules cannot be kept",
+            ),
         ):
             if refused:
                 return Support(ok=False, reason=reason)
@@ -76,6 +79,16 @@ class Flex(Backend):
         }
         call = _compiled(_signature(problem)) if _worth_compiling(problem) else _unfused
         return call(query, key, value, with_lse=problem.return_lse, **arguments)
+
+
+def _readable(tensor: Tensor | None) -> bool:
+    """False inside vmap, where no value can be read and FlexAttention cannot be traced."""
+    try:
+        if tensor is not None and tensor.numel():
+            bool(tensor.detach().flatten()[0].isnan())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _worth_compiling(problem: Problem) -> bool:

@@ -44,8 +44,9 @@ class Sdpa(Backend):
         if problem.finite:
             return self._finite(problem, query, key, problem.value)
         output, lse = self._finite(problem, *(_finite_part(t) for t in (query, key, problem.value)))
-        poison = _poison(problem, query, key)
-        return output * poison, None if lse is None else lse * poison[..., 0]
+        bad_row, bad_channel = _touched(problem, query, key)
+        output = output * _nan_where(bad_row | bad_channel, output)
+        return output, None if lse is None else lse * _nan_where(bad_row[..., 0], lse)
 
     def _finite(self, problem: Problem, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
         mask, is_causal = _mask_argument(problem)
@@ -126,17 +127,32 @@ def _finite_part(tensor: Tensor) -> Tensor:
     return torch.where(tensor.isfinite(), tensor, 0.0)
 
 
-def _poison(problem: Problem, query: Tensor, key: Tensor) -> Tensor:
-    """NaN where an output depends on a number that is not finite, else 1: (batch, heads, q_len, value_dim or 1)."""
-    bad_query = ~query.isfinite().all(-1, keepdim=True)
+def _touched(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """What depends on a number that is not finite.
+
+    Returns the rows that do by their query or keys, (batch, heads, q_len, 1), and the output channels that do by
+    their values, (batch, heads, q_len or 1, value_dim). An Inf counts as a NaN here.
+    """
     bad = torch.cat([~key.isfinite().all(-1, keepdim=True), ~problem.value.isfinite()], dim=-1)
     bad = bad.repeat_interleave(problem.sizes.group, dim=1).to(torch.float32)
-    allowed = problem.allowed()
+    bad_query = ~query.isfinite().all(-1, keepdim=True)
+    allowed = _allowed_by_mask_and_bias(problem)
     if allowed is None:
         seen = bad.sum(-2, keepdim=True) > 0
-        visible = torch.ones((), dtype=torch.bool, device=query.device)
     else:
         seen = allowed.to(torch.float32) @ bad > 0
-        visible = allowed.any(-1, keepdim=True)
-    touched = (bad_query & visible) | seen[..., :1] | seen[..., 1:]
-    return torch.where(touched, math.nan, 1.0).to(query.dtype)
+        bad_query = bad_query & allowed.any(-1, keepdim=True)
+    return bad_query | seen[..., :1], seen[..., 1:]
+
+
+def _allowed_by_mask_and_bias(problem: Problem) -> Tensor | None:
+    """A bias of -inf forbids as a mask does."""
+    allowed = problem.allowed()
+    if problem.bias is None:
+        return allowed
+    open_pairs = (problem.bias != -math.inf).expand(-1, -1, problem.sizes.q_len, problem.sizes.kv_len)
+    return open_pairs if allowed is None else allowed & open_pairs
+
+
+def _nan_where(touched: Tensor, like: Tensor) -> Tensor:
+    return torch.where(touched, math.nan, 1.0).to(like.dtype)

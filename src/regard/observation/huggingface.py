@@ -34,6 +34,10 @@ class Listener(Protocol):
         """Take a call."""
         ...
 
+    def miss(self, name: str, problem: Exception) -> None:
+        """Take note of a call that could not be understood."""
+        ...
+
     def silent(self) -> contextlib.AbstractContextManager[None]:
         """While open, calls seen elsewhere are the inside of this one."""
         ...
@@ -115,12 +119,18 @@ def _observed(name: str, original: Any) -> Callable[..., Any]:
                 stack.enter_context(listener.silent())
             output = original(module, query, key, value, *args, **named)
         if told:
-            with torch.no_grad():
-                call = huggingface_call.translate(
-                    name, original, module, (query, key, value), args=args, named=named, output=output
-                )
-            for listener in told:
-                listener.record(call, module)
+            states = (query, key, value)
+            try:
+                with torch.no_grad():
+                    call = huggingface_call.translate(
+                        name, original, module, states, args=args, named=named, output=output
+                    )
+            except Exception as problem:  # whoever looks on must not break the model
+                for listener in told:
+                    listener.miss(name, problem)
+            else:
+                for listener in told:
+                    listener.record(call, module)
         return output
 
     observed._regard_original = original  # type: ignore[attr-defined]  # noqa: SLF001

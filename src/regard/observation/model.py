@@ -41,6 +41,8 @@ class Observation:
         self._names = {id(module): name or type(module).__name__ for name, module in _modules(model)}
         self._chosen = _check_chosen(layers, set(self._names.values()))
         self._found: dict[tuple[str, int], ObservedLayer] = {}
+        self.missed: list[str] = []
+        """Attention calls that ran but could not be understood, one line each; they are not in `layers`."""
         self._order: dict[tuple[str, int], int] = {}
         self._lock = threading.Lock()
         self._state = _Place()
@@ -65,7 +67,7 @@ class Observation:
             stack.enter_context(listening(self))
             stack.callback(register_module_forward_pre_hook(self._enter_module).remove)
             stack.callback(register_module_forward_hook(self._leave_module, always_call=True).remove)
-            stack.enter_context(SeeAttention(self.record))
+            stack.enter_context(SeeAttention(self.record, self.miss))
             self._stack = stack.pop_all()
         return self
 
@@ -100,6 +102,10 @@ class Observation:
             if self._wanted(name, order):
                 shown = name if again == 0 else f"{name} (call {again + 1})"
                 self._found[name, again] = ObservedLayer(shown, remember(call))
+
+    def miss(self, name: str, problem: Exception) -> None:
+        """Note an attention call that ran but could not be put in regard's terms."""
+        self.missed.append(f"{name}: {type(problem).__name__}: {problem}")
 
     @contextlib.contextmanager
     def silent(self) -> Generator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 import torch
@@ -29,14 +29,15 @@ from regard.observation.call import AttentionCall, apart, expand_keys, sdpa_opti
 from regard.observation.multihead import from_encoder_layer, from_multihead, from_native_multihead
 
 Record = Callable[[AttentionCall], None]
+Miss = Callable[[str, Exception], None]
 
 
 class SeeAttention(TorchFunctionMode):
     """Hands every attention call to `record`, after it ran exactly as it would have."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, miss: Miss) -> None:
         super().__init__()
-        self.record = record
+        self.record, self.miss = record, miss
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -46,10 +47,14 @@ class SeeAttention(TorchFunctionMode):
         output = func(*args, **named)
         translate = _TRANSLATORS.get(func)
         if translate is not None:
-            with torch.no_grad():
-                call = translate(output, *args, **named)
-            if call is not None:
-                self.record(call)
+            try:
+                with torch.no_grad():
+                    call = translate(output, *args, **named)
+            except Exception as problem:  # whoever looks on must not break the model
+                self.miss(getattr(func, "__name__", str(func)), problem)
+            else:
+                if call is not None:
+                    self.record(call)
         return output
 
 
@@ -67,14 +72,7 @@ def _from_sdpa(
 ) -> AttentionCall | None:
     if query.is_nested or query.dim() < 2:
         return None
-    dims = max(tensor.dim() for tensor in (query, key, value))
-    states = [tensor.reshape((1,) * (dims - tensor.dim()) + tuple(tensor.shape)) for tensor in (query, key, value)]
-    lead = [0 if 0 in sizes else max(sizes) for sizes in zip(*(tensor.shape[:-3] for tensor in states), strict=True)]
-    four = [_four_dimensional(tensor, lead) for tensor in states]
-    mask = None
-    if attn_mask is not None:
-        mask = expand_keys(attn_mask.detach(), query.shape[-2], key.shape[-2])
-        mask = mask if dims == 4 else _mask_four_dimensional(mask, dims, lead)
+    four, mask = _four_dimensional((query, key, value), attn_mask, enable_gqa=enable_gqa)
 
     def replay(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(
@@ -94,18 +92,28 @@ def _from_sdpa(
     )
 
 
-def _four_dimensional(tensor: Tensor, lead: list[int]) -> Tensor:
-    """(batch, heads, length, dim): leading dimensions become one batch, a missing head dimension is 1."""
-    if tensor.dim() <= 3:
-        return tensor.reshape(-1, 1, *tensor.shape[-2:])
-    return tensor.expand(*lead, *tensor.shape[-3:]).flatten(0, -4)
+def _four_dimensional(
+    states: Sequence[Tensor], mask: Tensor | None, *, enable_gqa: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """All as (batch, heads, length, dim), broadcast as torch does it: leading sizes become one batch.
 
-
-def _mask_four_dimensional(mask: Tensor, dims: int, lead: list[int]) -> Tensor:
-    if dims <= 3:
-        return mask.reshape(-1, 1, *mask.shape[-2:])
-    heads = mask.shape[-3] if mask.dim() >= 3 else 1
-    return mask.expand(*lead, heads, *mask.shape[-2:]).flatten(0, -4)
+    What has three dimensions or fewer has one head, (batch, length, dim), unless enable_gqa counts heads there.
+    """
+    q_len, kv_len = states[0].shape[-2], states[1].shape[-2]
+    if mask is not None:
+        mask = expand_keys(mask.detach(), q_len, kv_len)
+    if not enable_gqa and all(state.dim() <= 3 for state in states):
+        states = [state.unsqueeze(-3) for state in states]
+        mask = None if mask is None else mask.unsqueeze(-3)
+    dims = max(4, *(state.dim() for state in states))
+    states = [state.reshape((1,) * (dims - state.dim()) + tuple(state.shape)) for state in states]
+    shared = dims - 3 if enable_gqa else dims - 2  # sizes that broadcast between the three
+    lead = [0 if 0 in sizes else max(sizes) for sizes in zip(*(state.shape[:shared] for state in states), strict=True)]
+    four = [state.expand(*lead, *state.shape[shared:]).flatten(0, -4) for state in states]
+    if mask is not None and mask.dim() > 2 and dims > 4:
+        heads = mask.shape[-3]
+        mask = mask.expand(*lead[: dims - 3], heads, q_len, kv_len).flatten(0, -4)
+    return four, mask
 
 
 def _from_regard(
@@ -140,8 +148,9 @@ _TRANSLATORS: dict[Any, Callable[..., AttentionCall | None]] = {
 }
 
 _gate = threading.Lock()
-_asking: list[Callable[[Any], bool]] = []
-"""The question torch asks, once for each context that is open in any thread."""
+_open = 0
+_original: Callable[[Any], bool] = torch.overrides.has_torch_function
+"""The question torch asks. It stays here when all is closed: somebody may have kept our form of it."""
 
 
 def _has_torch_function_beside_us(arguments: Any) -> bool:
@@ -152,20 +161,22 @@ def _has_torch_function_beside_us(arguments: Any) -> bool:
     with contextlib.ExitStack() as aside:
         for _ in modes:
             aside.enter_context(_pop_mode_temporarily())
-        return _asking[0](arguments)
+        return _original(arguments)
 
 
 @contextlib.contextmanager
 def invisible() -> Generator[None]:
     """While open, torch.nn's modules do not leave their fast path because of an observing mode."""
+    global _open, _original  # noqa: PLW0603 - torch's own function is one for the whole process
     with _gate:
-        _asking.append(_asking[0] if _asking else torch.overrides.has_torch_function)
-        torch.overrides.has_torch_function = _has_torch_function_beside_us
+        _open += 1
+        if torch.overrides.has_torch_function is not _has_torch_function_beside_us:
+            _original = torch.overrides.has_torch_function
+            torch.overrides.has_torch_function = _has_torch_function_beside_us
     try:
         yield
     finally:
         with _gate:
-            original = _asking[0]
-            if len(_asking) == 1:
-                torch.overrides.has_torch_function = original
-            _asking.pop()
+            _open -= 1
+            if _open == 0 and torch.overrides.has_torch_function is _has_torch_function_beside_us:
+                torch.overrides.has_torch_function = _original

@@ -59,6 +59,8 @@ def examine(
     progress("layers", len(seen.layers), len(seen.layers))
     if future_reaches_past(loaded, encoded):
         examination.warn("future_reaches_past", None)
+    for missed in dict.fromkeys(seen.missed):
+        examination.warn("missed", None, reason=missed)
     for note in (*loaded.notes, *encoded.notes):
         examination.warn("note", None, reason=note)
     return examination.payload()

@@ -58,6 +58,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "No attention was seen. The model computes it in a way that regard does not know, or has none.",
         "没有看到注意力。该模型以 regard 不认识的方式计算注意力，或者没有注意力。",
     ),
+    "missed": (
+        "An attention call was seen but not understood, and is left out: {reason}",
+        "看到一次注意力调用但无法理解，已略去：{reason}",
+    ),
     "note": ("Note: {reason}.", "说明：{reason}。"),
 }
 

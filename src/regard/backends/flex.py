@@ -78,7 +78,8 @@ class Flex(Backend):
             "enable_gqa": problem.sizes.grouped,
         }
         call = _compiled(_signature(problem)) if _worth_compiling(problem) else _unfused
-        return call(query, key, value, with_lse=problem.return_lse, **arguments)
+        output, lse = call(query, key, value, with_lse=problem.return_lse, **arguments)
+        return output, None if lse is None else lse.to(torch.float32)
 
 
 def _readable(tensor: Tensor | None) -> bool:

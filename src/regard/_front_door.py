@@ -9,8 +9,8 @@ from torch import Tensor
 
 from regard import _dropout, _shapes
 from regard._errors import ArgumentError, MaskError, ShapeError
+from regard._finite import all_finite
 from regard.backends import Problem
-from regard.backends._base import all_finite
 from regard.masks import Dense, Mask
 from regard.positions import Position
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from regard import _dropout
+from regard._finite import all_finite, finite_part
 
 if TYPE_CHECKING:
     from regard.masks import Mask
@@ -122,7 +123,7 @@ def _positioned_dot_products(query: Tensor, key: Tensor, position: Position) -> 
     scores = _dot_products(position.content_query(query), key)
     distances, which = _distances(position, q_len, kv_len, query.device)
     # A NaN of the query is in `scores` already; here it would reach the gradient of the tables from empty rows too.
-    met = query if known_finite(query) else _finite_part(query)
+    met = query if all_finite(query) else finite_part(query)
     by_distance = position.distance_scores(met, distances).to(query.dtype)
     return scores + by_distance.gather(-1, which.expand(scores.shape))
 
@@ -138,11 +139,11 @@ def _distances(position: Position, q_len: int, kv_len: int, device: torch.device
 
 
 def _dot_products(query: Tensor, key: Tensor) -> Tensor:
-    if known_finite(query, key):
+    if all_finite(query, key):
         return query @ key.transpose(-2, -1)
     # 0 * NaN is NaN: in the gradient a NaN in one key would reach every query, allowed or not. So the
     # product is taken of the finite parts, and what the others add is put back pair by pair.
-    clean_query, clean_key = _finite_part(query), _finite_part(key)
+    clean_query, clean_key = finite_part(query), finite_part(key)
     clean = clean_query @ clean_key.transpose(-2, -1)
     raw = query.detach() @ key.detach().transpose(-2, -1)
     touched = _non_finite(query).unsqueeze(-1) | _non_finite(key).unsqueeze(-2)
@@ -216,9 +217,9 @@ def combine(weights: Tensor, value: Tensor, allowed: Tensor | None, position: Po
 
 
 def _weighted_sum(weights: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
-    if known_finite(value):
+    if all_finite(value):
         return weights @ value
-    clean = weights @ _finite_part(value)
+    clean = weights @ finite_part(value)
     visible = torch.ones_like(weights) if allowed is None else allowed.to(weights.dtype)
     has_nan, has_plus, has_minus = (
         visible @ found.to(weights.dtype) > 0 for found in (value.isnan(), value == _INFINITY, value == -_INFINITY)
@@ -231,22 +232,5 @@ def _weighted_sum(weights: Tensor, value: Tensor, allowed: Tensor | None) -> Ten
 # ------------------------------------------------------------------------------------- NaN and Inf
 
 
-def known_finite(*tensors: Tensor) -> bool:
-    """True when every element is seen to be finite; False also where values cannot be read (compile, vmap)."""
-    if torch.compiler.is_compiling():
-        return False
-    try:
-        # One sum reads each element once and keeps every NaN and Inf; a sum that overflows is looked at again.
-        return all(
-            math.isfinite(float(tensor.detach().sum())) or bool(tensor.detach().isfinite().all()) for tensor in tensors
-        )
-    except RuntimeError:
-        return False
-
-
 def _non_finite(tensor: Tensor) -> Tensor:
     return ~tensor.isfinite().all(-1)
-
-
-def _finite_part(tensor: Tensor) -> Tensor:
-    return torch.where(tensor.isfinite(), tensor, 0.0)

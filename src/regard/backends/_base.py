@@ -6,7 +6,6 @@ an exception, and computes `run(problem)` when it said yes. Backends know nothin
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -83,16 +82,6 @@ class Problem:
         return self.mask.dense(self.sizes.q_len, self.sizes.kv_len, device=self.query.device)
 
 
-def all_finite(*tensors: Tensor) -> bool | None:
-    """Whether these hold only finite numbers; None where values cannot be read (torch.compile, vmap, meta)."""
-    if torch.compiler.is_compiling():
-        return None
-    try:
-        return all(_is_finite(tensor.detach()) for tensor in tensors)
-    except RuntimeError:
-        return None
-
-
 class Backend(ABC):
     """Who computes exact attention."""
 
@@ -105,8 +94,3 @@ class Backend(ABC):
     @abstractmethod
     def run(self, problem: Problem) -> tuple[Tensor, Tensor | None]:
         """The output (batch, heads, q_len, value_dim), and the lse float32 (batch, heads, q_len) when asked for."""
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # One sum reads each element once and keeps every NaN and Inf; a sum that overflows is looked at again.
-    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())

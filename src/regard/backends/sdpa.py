@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in the field
 from torch import Tensor
 
+from regard._finite import finite_part
 from regard.backends._base import Backend, Problem, Support
 from regard.masks import Causal
 
@@ -43,7 +44,7 @@ class Sdpa(Backend):
         query, key = problem.rotated()
         if problem.finite:
             return self._finite(problem, query, key, problem.value)
-        output, lse = self._finite(problem, *(_finite_part(t) for t in (query, key, problem.value)))
+        output, lse = self._finite(problem, *(finite_part(t) for t in (query, key, problem.value)))
         bad_row, bad_channel = _touched(problem, query, key)
         output = output * _nan_where(bad_row | bad_channel, output)
         return output, None if lse is None else lse * _nan_where(bad_row[..., 0], lse)
@@ -121,10 +122,6 @@ def _flash_with_lse(
     empty = None if mask is None else (mask == -math.inf).all(-1)
     lse = lse.to(torch.float32)
     return output, lse if empty is None else lse.masked_fill(empty, -math.inf)
-
-
-def _finite_part(tensor: Tensor) -> Tensor:
-    return torch.where(tensor.isfinite(), tensor, 0.0)
 
 
 def _touched(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ A mask is an immutable value. It answers two questions, both by formula:
   same definition serves a dense tensor, one tile of it, and FlexAttention's `mask_mod`;
 * `block_kinds(at)`: is a rectangle of pairs empty, partly or wholly allowed? From the end points of
   the rectangle, so that block lists never build a (q_len, kv_len) object.
+
+Where it has a shorter form than its pairs it says so, for kernels: `band` and `intervals`.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import torch
 from torch import Tensor
 
 from regard._errors import MaskError
+from regard.masks._band import Band
 from regard.masks._block_map import EMPTY, FULL, UNSURE, BlockMap
 from regard.masks._indices import Blocks2d, Indices, block_grid
+from regard.masks._intervals import complement, intersection, limited, of_band, union
 from regard.masks._numbers import whole
 from regard.masks._refine import refine
 
@@ -50,6 +54,24 @@ class Mask(ABC):
         EMPTY, PARTIAL or FULL where the formula decides, UNSURE where only the elements can tell.
         """
         return torch.full(at.shape, UNSURE, dtype=torch.int8)
+
+    def band(self, q_len: int, kv_len: int) -> Band | None:
+        """The band of distances that is this mask over these lengths, or None when it is no band."""
+        return None
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        """The runs of keys that each query may attend to, or None when some query has many (see `_intervals.py`).
+
+        int32 (batch or 1, heads or 1, count, 2, q_len): start and end (exclusive) of each run, ascending and
+        apart from each other; a query with fewer has 0, 0 at the end. The lengths are not validated.
+        """
+        band = self.band(q_len, kv_len)
+        return None if band is None else of_band(band, q_len, kv_len)
+
+    @property
+    def conjuncts(self) -> tuple[Mask, ...]:
+        """The masks that this one is the intersection of: those joined by `&`, or itself alone."""
+        return (self,)
 
     def tile(self, rows: Tensor, cols: Tensor, q_len: int, kv_len: int) -> Tensor:
         """`dense(q_len, kv_len)` restricted to these query rows and key columns (1-D int64 indices).
@@ -182,6 +204,10 @@ class _Pair(Mask):
         self.left.check(q_len, kv_len)
         self.right.check(q_len, kv_len)
 
+    def _sides(self, q_len: int, kv_len: int) -> tuple[Tensor, Tensor] | None:
+        left, right = self.left.intervals(q_len, kv_len), self.right.intervals(q_len, kv_len)
+        return None if left is None or right is None else (left, right)
+
 
 def _combined(left: Tensor, right: Tensor, *, neutral: int, absorbing: int) -> Tensor:
     """A neutral side leaves the other as it is, an absorbing one decides, and two partial ones may do anything."""
@@ -198,6 +224,14 @@ class _Both(_Pair):
     def block_kinds(self, at: Blocks2d) -> Tensor:
         return _combined(self.left.block_kinds(at), self.right.block_kinds(at), neutral=FULL, absorbing=EMPTY)
 
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        sides = self._sides(q_len, kv_len)
+        return None if sides is None else limited(intersection(*sides, kv_len))
+
+    @property
+    def conjuncts(self) -> tuple[Mask, ...]:
+        return self.left.conjuncts + self.right.conjuncts
+
     def __repr__(self) -> str:
         return f"({self.left!r} & {self.right!r})"
 
@@ -210,6 +244,10 @@ class _Either(_Pair):
 
     def block_kinds(self, at: Blocks2d) -> Tensor:
         return _combined(self.left.block_kinds(at), self.right.block_kinds(at), neutral=EMPTY, absorbing=FULL)
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        sides = self._sides(q_len, kv_len)
+        return None if sides is None else limited(union(*sides, kv_len))
 
     def __repr__(self) -> str:
         return f"({self.left!r} | {self.right!r})"
@@ -238,6 +276,10 @@ class _Not(Mask):
     def block_kinds(self, at: Blocks2d) -> Tensor:
         kinds = self.mask.block_kinds(at)
         return torch.where(kinds == FULL, EMPTY, torch.where(kinds == EMPTY, FULL, kinds))
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        runs = self.mask.intervals(q_len, kv_len)
+        return None if runs is None else limited(complement(runs, kv_len))
 
     def __repr__(self) -> str:
         return f"~{self.mask!r}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from regard.masks._align import Align, known_align, shift
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
+from regard.masks._intervals import packed
 from regard.masks._numbers import whole
 
 
@@ -46,6 +48,11 @@ class Blocks(Mask):
         top, bottom = self._block(at.query_first + beside), self._block(at.query_last + beside)
         left, right = self._block(at.key_first), self._block(at.key_last)
         return kinds_of((top <= right) & (left <= bottom), (top == right) & (left == bottom))
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor:
+        row = torch.arange(q_len).view(1, 1, 1, -1) + shift(self.align, q_len, kv_len)
+        start = self._block(row) * self.size
+        return packed(start, start + self.size, kv_len)
 
     def _block(self, index: Tensor) -> Tensor:
         return index.div(self.size, rounding_mode="floor")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regard.masks._align import Align, known_align, require_align, shift
+from regard.masks._band import Band
 from regard.masks._base import Mask
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
@@ -46,6 +47,9 @@ class Causal(Mask):
     def block_kinds(self, at: Blocks2d) -> Tensor:
         beside = shift(self.align, at.q_len, at.kv_len)
         return kinds_of(at.key_first <= at.query_last + beside, at.key_last <= at.query_first + beside)
+
+    def band(self, q_len: int, kv_len: int) -> Band:
+        return Band(None, 0, shift(self.align, q_len, kv_len))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from regard._errors import MaskError
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
+from regard.masks._intervals import packed
 from regard.masks._numbers import Integers, wholes
 
 
@@ -95,6 +96,12 @@ class Documents(Mask):
         left, right = self._document[at.key_first], self._document[at.key_last]
         # Documents are in order, so those of a block are the ones from its first to its last.
         return kinds_of((top <= right) & (left <= bottom), (top == right) & (left == bottom))
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor:
+        length = torch.tensor(self.lengths, dtype=torch.int64)
+        end = length.cumsum(0)
+        of_token = self._document.view(1, 1, 1, -1)
+        return packed((end - length)[of_token], end[of_token], kv_len)
 
 
 if __name__ == "__main__":

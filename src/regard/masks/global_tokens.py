@@ -18,6 +18,7 @@ from regard.masks._align import Align, known_align, shift
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
+from regard.masks._intervals import packed, runs_of
 from regard.masks._numbers import Integers, whole, wholes
 
 
@@ -70,6 +71,17 @@ class GlobalTokens(Mask):
             (rows > 0) | (cols > 0),
             (rows == at.query_last - at.query_first + 1) | (cols == at.key_last - at.key_first + 1),
         )
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        runs = runs_of(self._below.diff()[None, :kv_len] > 0)
+        if runs is None:
+            return None
+        row = torch.arange(q_len) + shift(self.align, q_len, kv_len)
+        sees_all = self._count(row, row) > 0
+        start, end = runs
+        whole = torch.zeros_like(end)  # a global query has one run, of all keys
+        whole[:, :, 0] = kv_len
+        return packed(torch.where(sees_all, 0, start), torch.where(sees_all, whole, end), kv_len)
 
     def _count(self, first: Tensor, last: Tensor) -> Tensor:
         """How many global tokens there are from `first` to `last`, which may lie outside the text."""

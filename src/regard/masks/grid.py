@@ -12,14 +12,16 @@ All need as many queries as keys: the product of the shape.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regard._errors import MaskError
-from regard.masks._base import assign
-from regard.masks._grid import GridMask, for_each_axis, grid_shape
+from regard.masks._base import Mask, assign
+from regard.masks._grid import GridMask, for_each_axis, grid_shape, strides
+from regard.masks._intervals import LIMIT, packed
 from regard.masks._numbers import Integers
 from regard.masks.dilated import last_multiple
 
@@ -59,6 +61,14 @@ class Axial(GridMask):
         others = [reach if axis != self.axis else _nothing(reach) for axis, reach in enumerate(ranges)]
         return _all_of([_holds_zero(reach) for reach in others]), _all_of([_only_zero(reach) for reach in others])
 
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        size, stride = self.shape[self.axis], strides(self.shape)[self.axis]
+        token = torch.arange(q_len)
+        first = token - self._coordinates(token)[self.axis] * stride
+        if stride == 1:
+            return _repeated(first, [0], size, kv_len)
+        return _repeated(first, [place * stride for place in range(size)], 1, kv_len)
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class CrissCross(GridMask):
@@ -80,6 +90,10 @@ class CrissCross(GridMask):
     def keep_ranges(self, ranges: Ranges) -> tuple[Tensor, Tensor]:
         some = _sum_of([~_holds_zero(reach) for reach in ranges]) <= 1
         return some, _sum_of([~_only_zero(reach) for reach in ranges]) <= 1
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        lines: list[Mask] = [Axial(self.shape, axis) for axis in range(len(self.shape))]
+        return functools.reduce(lambda left, right: left | right, lines).intervals(q_len, kv_len)
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -123,6 +137,20 @@ class GridBlocks(GridMask):
         alone = [(low == high) | (step == 1) for (low, high), step in zip(ranges, self._steps, strict=True)]
         return _all_of(some), _all_of(some) & _all_of(alone)
 
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        steps, apart = self._steps, strides(self.shape)
+        token = torch.arange(q_len)
+        first = token.clone()
+        for place, step, stride in zip(self._coordinates(token), steps, apart, strict=True):
+            first -= (place - place % step) * stride
+        # The last axes may be seen whole: what they hold is one run. The axes before say where it stands.
+        spread = 1 + max((axis for axis, step in enumerate(steps) if step > 1), default=-1)
+        jumps = [
+            range(0, size * stride, step * stride) for size, step, stride in zip(self.shape, steps, apart, strict=True)
+        ][:spread]
+        length = apart[spread - 1] if spread else kv_len
+        return _repeated(first, [sum(each) for each in itertools.product(*jumps)], length, kv_len)
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class Neighborhood(GridMask):
@@ -153,6 +181,14 @@ class Neighborhood(GridMask):
         some = [(low <= radius) & (high >= -radius) for (low, high), radius in bounded]
         every = [(low >= -radius) & (high <= radius) for (low, high), radius in bounded]
         return _all_of(some), _all_of(every)
+
+
+def _repeated(first: Tensor, offsets: list[int], length: int, kv_len: int) -> Tensor | None:
+    """The intervals of queries (q_len,) that see runs of `length` keys at `first` + each offset; None when many."""
+    if len(offsets) > LIMIT:
+        return None
+    start = (first + torch.tensor(offsets)[:, None])[None, None]
+    return packed(start, start + length, kv_len)
 
 
 def _all_of(conditions: list[Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from regard._errors import MaskError
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
+from regard.masks._intervals import packed, runs_of
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -63,6 +64,14 @@ class Keys(Mask):
     def block_kinds(self, at: Blocks2d) -> Tensor:
         count = self._below[at.batch, at.key_last + 1] - self._below[at.batch, at.key_first]
         return kinds_of(count > 0, count == at.key_last - at.key_first + 1)
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor | None:
+        runs = runs_of(self.real.cpu())
+        if runs is None:
+            return None
+        start, end = runs
+        each = torch.zeros(q_len, dtype=torch.int64)  # every query sees the same
+        return packed(start + each, end + each, kv_len)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Keys):

@@ -18,6 +18,7 @@ from regard._errors import MaskError
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
+from regard.masks._intervals import packed
 from regard.masks._numbers import Integers, wholes
 from regard.masks.keys import Keys
 
@@ -116,6 +117,11 @@ class Padding(Mask):
         if self.side == "right":
             return kinds_of(at.key_first < real, at.key_last < real)
         return kinds_of(at.key_last >= at.kv_len - real, at.key_first >= at.kv_len - real)
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor:
+        real = self._length.view(-1, 1, 1, 1).expand(-1, 1, 1, q_len)
+        nothing = torch.zeros_like(real)
+        return packed(*((nothing, real) if self.side == "right" else (kv_len - real, nothing + kv_len)), kv_len)
 
 
 def _two_dimensional(name: str, mask: Tensor) -> None:

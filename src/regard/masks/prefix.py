@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from regard._errors import MaskError
@@ -15,6 +16,7 @@ from regard.masks._align import Align, known_align, require_align, shift
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
+from regard.masks._intervals import packed
 from regard.masks._numbers import whole
 
 
@@ -56,6 +58,10 @@ class PrefixLM(Mask):
             (at.key_first < self.length) | (at.key_first <= at.query_last + beside),
             (at.key_last < self.length) | (at.key_last <= at.query_first + beside),
         )
+
+    def intervals(self, q_len: int, kv_len: int) -> Tensor:
+        beside = torch.arange(q_len).view(1, 1, 1, -1) + shift(self.align, q_len, kv_len)
+        return packed(torch.zeros_like(beside), (beside + 1).clamp(min=self.length), kv_len)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from regard.masks._align import Align, known_align, shift
+from regard.masks._band import Band
 from regard.masks._base import Mask, assign
 from regard.masks._block_map import kinds_of
 from regard.masks._indices import Blocks2d, Indices
@@ -57,6 +58,9 @@ class SlidingWindow(Mask):
             (nearest <= self.after) & (farthest >= -self.before),
             (nearest >= -self.before) & (farthest <= self.after),
         )
+
+    def band(self, q_len: int, kv_len: int) -> Band:
+        return Band(self.before, self.after, shift(self.align, q_len, kv_len))
 
 
 if __name__ == "__main__":

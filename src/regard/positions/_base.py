@@ -13,11 +13,15 @@ With q' = rotate(q), k' = rotate(k) and d_ij = position of key j - position of q
     score_ij = softcap( scale * ( content_query(q')_i . k'_j + distance_scores(q')_i[d_ij] ) ) + distance_bias[d_ij]
     out_i    = sum_j weight_ij ( v_j + distance_values[d_ij] )
 
+where distance_scores(q') = distance_query(q') . distance_keys[d]: a kernel that meets a few distances at a time
+asks for the two factors.
+
 It reads `terms` to know what it must honour, and refuses what it cannot. Tables are over the distances
 of a problem, q_len + kv_len - 1 of them, and never over pairs.
 
 Dtypes: `rotate` and `content_query` answer in the dtype of the states, `distance_bias` and
-`distance_values` in that of the parameters, `distance_scores` in the wider of the two.
+`distance_values` in that of the parameters, `distance_query` and `distance_scores` in the wider of the two,
+`distance_keys` in the dtype it is asked for, which is that of the parameters when nothing is said.
 """
 
 from __future__ import annotations
@@ -96,9 +100,22 @@ class Position(nn.Module, ABC):
         """content: the query that meets the keys themselves, (batch, heads, q_len, head_dim)."""
         return query
 
+    def distance_query(self, query: Tensor) -> Tensor:
+        """content: the query that meets the distances, (batch, heads, q_len, head_dim)."""
+        raise TypeError(f"{type(self).__name__} has no content term")
+
+    def distance_keys(self, distance: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """content: (heads or 1, n, head_dim), the vector of each int64 distance (n,).
+
+        It is computed in `dtype`, by default that of the parameters. Whoever works in a wider one says so:
+        a sinusoid that was rounded to half precision before it met a float32 query is another sinusoid.
+        """
+        raise TypeError(f"{type(self).__name__} has no content term")
+
     def distance_scores(self, query: Tensor, distance: Tensor) -> Tensor:
         """content: (batch, heads, q_len, n), what each query makes of each distance, before the scale."""
-        raise TypeError(f"{type(self).__name__} has no content term")
+        met = self.distance_query(query)
+        return met @ self.distance_keys(distance, dtype=met.dtype).mT
 
     def distance_values(self, distance: Tensor) -> Tensor:
         """value: (n, value_dim), the vector that a pair at this distance adds to the output."""

@@ -99,13 +99,25 @@ class Shaw(Position):
         """The row of either table, int64 (n,), for int64 distances (n,)."""
         return distance.clamp(-self.max_distance, self.max_distance) + self.max_distance
 
+    def distance_query(self, query: Tensor) -> Tensor:
+        """The query itself, in the wider of its dtype and the table's: (batch, heads, q_len, head_dim)."""
+        if self.key_table is None:
+            return super().distance_query(query)
+        return query.to(torch.promote_types(query.dtype, self.key_table.dtype))
+
+    def distance_keys(self, distance: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """(1, n, head_dim): aK at each distance, which all heads share."""
+        if self.key_table is None:
+            return super().distance_keys(distance, dtype=dtype)
+        return functional.embedding(self.row(distance), self.key_table)[None].to(dtype or self.key_table.dtype)
+
     def distance_scores(self, query: Tensor, distance: Tensor) -> Tensor:
         """(batch, heads, q_len, n): the query times aK at each distance, before the scale."""
         if self.key_table is None:
             return super().distance_scores(query, distance)
-        dtype = torch.promote_types(query.dtype, self.key_table.dtype)
         # Each query meets the 2K + 1 rows once; distances beyond K then only repeat a number.
-        met = query.to(dtype) @ self.key_table.to(dtype).T
+        query = self.distance_query(query)
+        met = query @ self.key_table.to(query.dtype).T
         return met.index_select(-1, self.row(distance))
 
     def distance_values(self, distance: Tensor) -> Tensor:

@@ -83,12 +83,16 @@ class TransformerXL(Position):
         """The sum q + u in the query's dtype: (batch, heads, q_len, head_dim)."""
         return (query + self.key_bias[:, None]).to(query.dtype)
 
-    def distance_scores(self, query: Tensor, distance: Tensor) -> Tensor:
-        """(batch, heads, q_len, n): (q + v) . W R[-distance], before the scale."""
+    def distance_query(self, query: Tensor) -> Tensor:
+        """The sum q + v in the wider of their dtypes: (batch, heads, q_len, head_dim)."""
         dtype = torch.promote_types(query.dtype, self.projection.dtype)
+        return (query + self.distance_query_bias[:, None]).to(dtype)
+
+    def distance_keys(self, distance: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """(heads, n, head_dim): W R[-distance], computed in `dtype`."""
+        dtype = dtype or self.projection.dtype
         table = sinusoid(-distance, self.embed_dim, self.base).to(dtype) @ self.projection.to(dtype).T
-        directions = table.reshape(-1, *self.key_bias.shape).permute(1, 2, 0)
-        return (query + self.distance_query_bias[:, None]).to(dtype) @ directions
+        return table.reshape(-1, *self.key_bias.shape).transpose(0, 1)
 
     def options(self) -> Mapping[str, object]:
         names = ("heads", "head_dim", "embed_dim", "base", "align")

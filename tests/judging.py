@@ -15,7 +15,7 @@ from tests import oracles
 from tests.budgets import plain_attention
 from tests.oracles import Case
 
-BACKENDS = ("eager", "sdpa", "flex", "auto")
+BACKENDS = ("native", "eager", "sdpa", "flex", "auto")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 BATCH, HEADS, WIDTH = 2, 4, 6

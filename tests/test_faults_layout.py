@@ -56,7 +56,7 @@ def run(query, key, value, backend, upstream, **options):
     return output, torch.autograd.grad(output, leaves, upstream)
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", ["native", "eager", "sdpa"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_f46_any_layout_is_as_the_contiguous_one(layout, backend):
     plain = tensors()
@@ -85,7 +85,7 @@ def test_f46_stride_zero(dim, backend):
     oracles.assert_within(regard.attention(query, key, value, backend=backend), expected, 1e-6)
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", ["native", "eager", "sdpa"])
 def test_f46_gradient_of_stride_zero_comes_in(backend):
     plain = tensors()
     one = torch.randn(1, 1, 1, 1)

@@ -31,7 +31,7 @@ def test_f18_row_that_may_attend_to_nothing(name, options, backend):
     judge(made(mask=EMPTY[name], **options), backend)
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", ["native", "eager", "sdpa"])
 @pytest.mark.parametrize("name", EMPTY)
 def test_f18_is_zero_with_finite_gradients(name, backend):
     case = made(mask=EMPTY[name], bias=torch.randn(1, HEADS, 8, 8)).copied(gradient=True)
@@ -52,7 +52,7 @@ def test_f18_is_zero_with_finite_gradients(name, backend):
 def test_f18_by_a_bias_of_minus_infinity():
     bias = torch.zeros(1, 1, 8, 8)
     bias[..., 2, :] = -INFINITY
-    for backend in ("eager", "sdpa", "flex"):
+    for backend in ("native", "eager", "sdpa", "flex"):
         assert judge(made(bias=bias), backend) == "honoured"
 
 
@@ -151,7 +151,7 @@ def test_f25_f26_both_corners(lengths, align, backend):
 
 
 def test_f26_first_rows_are_empty_with_more_queries_than_keys():
-    for backend in ("eager", "sdpa", "flex"):
+    for backend in ("native", "eager", "sdpa", "flex"):
         output = made(8, 3, mask=Causal("bottom_right")).run(regard.attention, backend=backend)
         assert (output[:, :, :5] == 0).all()
         assert (output[:, :, 5:] != 0).all()

@@ -19,7 +19,7 @@ from regard.positions import ALiBi, RoPE, Shaw
 from tests import oracles
 from tests.judging import BATCH, HEADS, WIDTH, each_backend, made
 
-composed_or_fused = pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
+composed_or_fused = pytest.mark.parametrize("backend", ["native", "eager", "sdpa", "auto"])
 JIT_WARNING = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"  # raised inside inductor
 
 
@@ -86,7 +86,7 @@ def test_f49_vmap_is_refused_by_flex_by_name():
 
 def test_f49_second_derivative_is_right_or_refused_by_name():
     inputs = [tensor.requires_grad_() for tensor in tensors()]
-    for backend in ("eager", "sdpa"):
+    for backend in ("native", "eager", "sdpa"):
         output = regard.attention(*inputs, backend=backend)
         (gradient,) = torch.autograd.grad(output.square().sum(), inputs[0], create_graph=True)
         if backend == "eager":

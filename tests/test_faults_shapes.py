@@ -97,7 +97,7 @@ def test_f11_other_than_four_dimensions(shape):
 @pytest.mark.parametrize("q_len", [1, 2, 13, 31, 33])
 @pytest.mark.parametrize("kv_len", [1, 15, 17, 33, 97])
 def test_f13_lengths_around_the_vector_widths(q_len, kv_len):
-    for backend in ("eager", "sdpa"):
+    for backend in ("native", "eager", "sdpa"):
         assert judge(made(q_len, kv_len, mask=Causal("bottom_right")), backend) == "honoured"
 
 
@@ -106,7 +106,7 @@ def test_f13_lengths_around_the_vector_widths(q_len, kv_len):
 def test_f13_widths_around_the_vector_widths(width, dtype):
     tensors = (torch.randn(1, 2, length, width).to(dtype) for length in (9, 33, 33))
     case = Case(*tensors, {})
-    for backend in ("eager", "sdpa"):
+    for backend in ("native", "eager", "sdpa"):
         assert judge(case, backend) == "honoured"
 
 

@@ -215,7 +215,7 @@ def test_f43_devices_that_differ():
     assert_error(ShapeError, "position table device", case=made(position=T5Bias(HEADS).to("meta")))
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
+@pytest.mark.parametrize("backend", ["native", "eager", "sdpa", "auto"])
 def test_f43_meta_tensors_have_a_meta_answer(backend):
     tensors = (tensor.to("meta") for tensor in (made().query, made().key, made().value))
     output = regard.attention(*tensors, mask=Causal(), backend=backend)

@@ -18,7 +18,7 @@ from tests.oracles import Case
 from tests.strategies import any_case, numbers
 
 TOLERANCE = 1e-10
-each_backend = pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
+each_backend = pytest.mark.parametrize("backend", ["native", "eager", "sdpa", "auto"])
 exactly = functools.partial(oracles.assert_within, limit=TOLERANCE)
 
 

@@ -85,7 +85,7 @@ def test_flex_refuses_vmap_over_any_input() -> None:
         torch.vmap(lambda bias: regard.attention(query, key, value, bias=bias, backend="flex"))(torch.randn(2, 4, 4))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager", "flex"])
+@pytest.mark.parametrize("backend", ["native", "sdpa", "eager", "flex"])
 def test_f29_a_wider_bias_beyond_the_range_forbids_on_every_backend(backend: str) -> None:
     query, key, value = states()
     bias = torch.randn(4, 4, dtype=torch.float64)

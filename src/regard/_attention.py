@@ -16,7 +16,7 @@ from regard.backends import BACKENDS, Backend, Problem, Support
 from regard.masks import Mask
 from regard.positions import Position
 
-_CPU_ORDER = ("sdpa", "eager", "flex")
+_CPU_ORDER = ("native", "sdpa", "eager", "flex")
 """On CPU FlexAttention compiles for seconds and has no backward: it is never chosen, only named."""
 
 
@@ -127,7 +127,7 @@ def attention(
         "enable_gqa": enable_gqa,
         "additive": additive,
     }
-    problem = build_problem(query, key, value, return_lse=return_lse, read_values=True, **options)
+    problem = build_problem(query, key, value, return_lse=return_lse, **options)
     chosen = _choose(problem, backend)
     with _without_autocast(problem.query):
         output, lse = chosen.run(problem)
@@ -186,7 +186,7 @@ def dispatch(
     """
     if options.get("seed") is None:
         options["seed"] = 0  # none is drawn: nothing is computed, and torch's generator stays where it is
-    problem = build_problem(query, key, value, return_lse=return_lse, read_values=True, **options)
+    problem = build_problem(query, key, value, return_lse=return_lse, **options)
     _check_name(backend)
     answers = {candidate.name: candidate.support(problem) for candidate in _order(problem)}
     asked = answers if backend == "auto" else {backend: answers[backend]}

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from regard import _dropout, _shapes
 from regard._errors import ArgumentError, MaskError, ShapeError
-from regard._finite import all_finite
 from regard.backends import Problem
 from regard.masks import Dense, Mask
 from regard.positions import Position
@@ -36,13 +35,11 @@ def build_problem(
     value: Tensor,
     *,
     return_lse: bool = False,
-    read_values: bool = False,
     **options: Unpack[Options],
 ) -> Problem:
     """Check every argument; raise ShapeError, MaskError or ArgumentError, or return the problem.
 
-    `read_values` also looks whether query, key and value are finite, which fused kernels must know. Inside
-    torch.autocast the three are first cast to its dtype, as torch's own attention does.
+    Inside torch.autocast query, key and value are first cast to its dtype, as torch's own attention does.
     """
     query, key, value = _cast_by_autocast(query, key, value)
     sizes = _shapes.check_tensors(query, key, value, enable_gqa=options.get("enable_gqa", False))
@@ -67,7 +64,6 @@ def build_problem(
         dropout_p=dropout_p,
         seed=_dropout.draw_seed().to(query.device) if dropout_p > 0.0 and seed is None else seed,
         return_lse=return_lse,
-        finite=all_finite(query, key, value) if read_values else None,
     )
 
 

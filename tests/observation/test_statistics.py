@@ -17,6 +17,8 @@ from regard.observation import tiles
 from regard.observation.statistics import KINDS
 from tests.observation.problems import BATCH, HEADS, KV_HEADS, KV_LEN, OPTIONS, POSITIONS, Q_LEN, filled, states
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 def by_formula(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
     """Every statistic from the whole map of the reference."""

@@ -17,6 +17,8 @@ from regard.measure import peak_bytes
 from regard.observation import tiles
 from tests.observation.problems import BATCH, HEADS, KV_HEADS, KV_LEN, OPTIONS, POSITIONS, Q_LEN, filled, states
 
+pytestmark = pytest.mark.usefixtures("path")
+
 ROWS, COLS = [0, 4, -1, 4], slice(2, 12, 3)
 ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-5}
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from regard._finite import all_finite
 from regard._shapes import Sizes
 from regard.masks import Mask
 from regard.positions import Position
@@ -44,8 +46,11 @@ class Problem:
     dropout_p: float
     seed: int | Tensor | None
     return_lse: bool
-    finite: bool | None
-    """Whether query, key and value hold only finite numbers; None where that was not or cannot be looked at."""
+
+    @cached_property
+    def finite(self) -> bool | None:
+        """Whether query, key and value hold only finite numbers, read when first asked; None where it cannot be."""
+        return all_finite(self.query, self.key, self.value)
 
     @property
     def wants_gradient(self) -> bool:

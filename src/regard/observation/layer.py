@@ -20,7 +20,7 @@ from regard.observation.tiles import (
     score_tile,
     select,
     softmax,
-    weight_tile,
+    weights_of,
     without_autocast,
 )
 from regard.positions._pairs import distances_of_pairs
@@ -85,7 +85,7 @@ class ObservedLayer:
         at_cols = select("cols", cols, self.kv_len, device)
         self._ready()
         with torch.no_grad(), without_autocast(device):
-            return weight_tile(self._problem, chosen, at_rows, at_cols, row_normaliser(self._problem, chosen, at_rows))
+            return weights_of(self._problem, chosen, at_rows, at_cols)
 
     def lse(self, heads: Selection = None, rows: Selection = None) -> Tensor:
         """The log of each row's normaliser, (batch, heads, rows). Raises as `weights` does."""

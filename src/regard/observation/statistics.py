@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regard._errors import ArgumentError
 from regard._front_door import Options, build_problem
-from regard.backends import Problem
+from regard.backends import Problem, _native_observe
 from regard.observation.tiles import (
     Normaliser,
     chunks,
@@ -87,8 +87,22 @@ def statistics(
 def statistics_of(problem: Problem, want: Sequence[str], *, topk: int, pooled: int | None) -> Statistics:
     """`statistics` of a problem that has been checked."""
     _check(want, topk, pooled, has_value=True)
+    wanted = {*want, "received"} if "received_value" in want else set(want)
+    found = _native_observe.statistics(problem, tuple(wanted), topk=topk, pooled=pooled)
+    if found is None:
+        found = _statistics_by_torch(problem, tuple(wanted), topk=topk, pooled=pooled)
+    if "received_value" in want:
+        length = problem.value.to(found["received"].dtype).square().sum(-1).sqrt()
+        found["received_value"] = found["received"] * length.repeat_interleave(problem.sizes.group, dim=1)
+    return Statistics(**{name: tensor for name, tensor in found.items() if name != "received" or name in want})
+
+
+def _statistics_by_torch(
+    problem: Problem, want: tuple[str, ...], *, topk: int, pooled: int | None
+) -> dict[str, Tensor]:
+    """The same from the scores of blocks of rows: what the statistics mean, on any device, with gradients."""
     sizes, device = problem.sizes, problem.query.device
-    gathering = _Gathering(problem, tuple(want), topk, pooled)
+    gathering = _Gathering(problem, want, topk, pooled)
     heads, cols = torch.arange(sizes.heads, device=device), torch.arange(sizes.kv_len, device=device)
     width = sizes.kv_len + (sizes.q_len if problem.has_term("content") else 0)  # that one scores every distance
     blocks = list(chunks(sizes.q_len, sizes.batch * sizes.heads * width, device))
@@ -149,17 +163,14 @@ class _Gathering:
         count = torch.bincount(every_bin, minlength=side).to(weights.dtype)
         self.map.index_add_(-2, row_bin, by_col / count[row_bin].view(1, 1, -1, 1))
 
-    def result(self) -> Statistics:
-        """Everything that was asked for."""
+    def result(self) -> dict[str, Tensor]:
+        """Everything that was asked for, but for what the values have a part in."""
         found = {name: torch.cat(parts, dim=2) for name, parts in self.rows.items()}
         if "received" in self.want:
             found["received"] = self.received
-        if "received_value" in self.want:
-            length = self.problem.value.to(self.received.dtype).square().sum(-1).sqrt()
-            found["received_value"] = self.received * length.repeat_interleave(self.problem.sizes.group, dim=1)
         if self.pooled is not None:
             found["pooled"] = self.map
-        return Statistics(**found)
+        return found
 
 
 def _normaliser(scores: Tensor) -> Normaliser:

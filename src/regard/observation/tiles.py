@@ -2,7 +2,8 @@
 
 A fused kernel throws its weights away, but q, k and the log of each row's normaliser determine them. A
 tile of chosen heads, queries and keys costs O(rows * cols) memory; the lse, when it is not known, is
-summed up over chunks of keys.
+summed up over chunks of keys. On CPU the native core computes all this where it serves; what is written here
+in torch is its definition, and runs on other devices and where gradients or transforms are at work.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from regard._errors import ArgumentError, ShapeError
 from regard._front_door import Options, build_problem
-from regard.backends import Problem
+from regard.backends import Problem, _native_observe
 from regard.masks import Mask
 from regard.positions import Position
 from regard.positions._pairs import content_of_pairs, distances_of_pairs
@@ -84,10 +85,17 @@ def weights(
     chosen_cols = select("cols", cols, sizes.kv_len, query.device)
     with without_autocast(query.device):
         if lse is None:
-            normaliser = row_normaliser(problem, chosen_heads, chosen_rows)
-        else:
-            normaliser = _from_lse(_check_lse(lse, problem)[:, chosen_heads][:, :, chosen_rows])
+            return weights_of(problem, chosen_heads, chosen_rows, chosen_cols)
+        normaliser = _from_lse(_check_lse(lse, problem)[:, chosen_heads][:, :, chosen_rows])
         return weight_tile(problem, chosen_heads, chosen_rows, chosen_cols, normaliser)
+
+
+def weights_of(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """`weights` of a problem that has been checked, for indices as `select` gives them."""
+    found = _native_observe.weights(problem, heads, rows, cols)
+    if found is not None:
+        return found
+    return _tile_by_torch(problem, heads, rows, cols, _normaliser_by_torch(problem, heads, rows))
 
 
 def select(name: str, selection: Selection, length: int, device: torch.device) -> Tensor:
@@ -156,7 +164,12 @@ class Normaliser(NamedTuple):
 
 
 def weight_tile(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor, normaliser: Normaliser) -> Tensor:
-    """The weights of a tile."""
+    """The weights of a tile whose normaliser is known."""
+    found = _native_observe.weights(problem, heads, rows, cols, normaliser)
+    return _tile_by_torch(problem, heads, rows, cols, normaliser) if found is None else found
+
+
+def _tile_by_torch(problem: Problem, heads: Tensor, rows: Tensor, cols: Tensor, normaliser: Normaliser) -> Tensor:
     parts: list[Tensor] = []
     for at in row_blocks(problem, rows):
         scores, allowed = score_tile(problem, heads, rows[at], cols)
@@ -172,7 +185,13 @@ def softmax(scores: Tensor, allowed: Tensor | None, normaliser: Normaliser) -> T
 
 
 def row_normaliser(problem: Problem, heads: Tensor, rows: Tensor) -> Normaliser:
-    """Each row's normaliser, sink included, from chunks of keys."""
+    """Each row's normaliser, sink included."""
+    found = _native_observe.normaliser(problem, heads, rows)
+    return _normaliser_by_torch(problem, heads, rows) if found is None else Normaliser(*found)
+
+
+def _normaliser_by_torch(problem: Problem, heads: Tensor, rows: Tensor) -> Normaliser:
+    """From chunks of keys."""
     parts = [_block_normaliser(problem, heads, rows[at]) for at in row_blocks(problem, rows)]
     return parts[0] if len(parts) == 1 else Normaliser(*(torch.cat(part, dim=2) for part in zip(*parts, strict=True)))
 

@@ -1,0 +1,1 @@
+"""Side by side with the peers: `python -m benchmarks.attention`. Public names of regard only."""

@@ -1,0 +1,223 @@
+/* attention_decode.inl: a few queries against many keys, as when text is generated with a cache.
+ *
+ * Lanes are keys: the queries of all heads that share a key head are met at once, so that each key and value is read
+ * from memory once. The keys are cut into stretches of a fixed length for the threads; each stretch gives
+ * its own softmax, and these are merged by their maxima and sums in order (Dao et al. 2023, "Flash-Decoding"). */
+
+constexpr int64_t kMostDecodedRows = 64;  /* queries of all heads that share a key head */
+constexpr int64_t kStretch = 512;         /* keys of a task */
+
+/* Is this problem one for `Decode`: few queries, and no option that belongs to single pairs? */
+bool fits_decode(const regard_problem &p) {
+  const int64_t rows = p.q_len * (p.heads / p.kv_heads);
+  const bool few = p.q_len <= 4 || (p.q_len <= kGroup && p.batch * p.heads < 2 * p.threads);
+  return few && rows <= kMostDecodedRows && p.kv_len >= 64 && is_plain(p) && !p.mask.words && !p.mask.tile_first &&
+         (!p.mask.intervals || p.mask.interval_count == 1) && !p.distance_values.data && !p.drop_below;
+}
+
+template <class Core, class Storage>
+struct Decode {
+  typedef typename Core::Scalar Scalar;
+  typedef typename Core::Unit Unit;
+  typedef Units<Core, Storage> Pack;
+  typedef VectorOf<Scalar> Vector;
+  static constexpr int width = Simd<Scalar>::width;
+
+  const regard_problem &p;
+  const regard_forward_results &results;
+  const int64_t group, rows, units, columns, stretches;
+  const bool raw_values;
+  Scalar *parts = nullptr; /* of each stretch: [rows][columns] sums of values, [rows] maxima, [rows] sums */
+  int finite = 1, status = REGARD_OK;
+
+  Decode(const regard_problem &problem, const regard_forward_results &to)
+      : p(problem), results(to), group(problem.heads / problem.kv_heads), rows(problem.q_len * group),
+        units((problem.head_dim + Core::step_width - 1) / Core::step_width),
+        columns((problem.value_dim + width - 1) / width * width), stretches((problem.kv_len + kStretch - 1) / kStretch),
+        raw_values(Pack::is_raw && Core::step_width == 1 && problem.value_dim % width == 0) {}
+
+  int64_t part_size() const { return rows * (columns + 2); }
+
+  static void run_stretch(void *self, int64_t task) { ((Decode *)self)->stretch(task); }
+  static void run_merge(void *self, int64_t task) { ((Decode *)self)->merge(task); }
+
+  int run() {
+    const int64_t owners = p.batch * p.kv_heads, bytes = owners * stretches * part_size() * (int64_t)sizeof(Scalar);
+    parts = (Scalar *)aligned_alloc(64, (size_t)((bytes + 63) / 64 * 64));
+    if (!parts) return REGARD_NO_MEMORY;
+    regard::for_each_task(p.threads, owners * stretches, run_stretch, this);
+    if (status == REGARD_OK) regard::for_each_task(1, owners, run_merge, this);
+    free(parts);
+    if (status != REGARD_OK) return status;
+    return finite ? REGARD_OK : REGARD_NOT_FINITE;
+  }
+
+  struct Scratch {
+    Unit *queries;        /* [rows][units] */
+    Unit *keys;           /* [units][64] */
+    Unit *packed;         /* rows of 64 keys or values as units */
+    Scalar *scores;       /* [rows][64] */
+    Unit *weights;        /* [rows][64 keys in units] */
+    int64_t *starts, *ends; /* of the keys each row sees */
+  };
+
+  int64_t lay_out(Scratch *s, char *memory) const {
+    char *cursor = memory;
+    const int64_t most_units = units > columns ? units : columns;
+    s->queries = (Unit *)take_aligned(&cursor, rows * units * (int64_t)sizeof(Unit));
+    s->keys = (Unit *)take_aligned(&cursor, units * kBlock * (int64_t)sizeof(Unit));
+    s->packed = (Unit *)take_aligned(&cursor, kBlock * most_units * (int64_t)sizeof(Unit));
+    s->scores = (Scalar *)take_aligned(&cursor, rows * kBlock * (int64_t)sizeof(Scalar));
+    s->weights = (Unit *)take_aligned(&cursor, Core::step_width == 1 ? 0 : rows * kBlock * (int64_t)sizeof(Unit));
+    s->starts = (int64_t *)take_aligned(&cursor, rows * 8);
+    s->ends = (int64_t *)take_aligned(&cursor, rows * 8);
+    return cursor - memory;
+  }
+
+  void stretch(int64_t task) {
+    Scratch s;
+    char *memory = (char *)regard::thread_scratch((size_t)lay_out(&s, nullptr));
+    if (!memory) {
+      __atomic_store_n(&status, REGARD_NO_MEMORY, __ATOMIC_RELAXED);
+      return;
+    }
+    lay_out(&s, memory);
+    const int64_t index = task % stretches, kv_head = task / stretches % p.kv_heads, batch = task / stretches / p.kv_heads;
+    Scalar *sums_of_values = parts + task * part_size(), *highest = sums_of_values + rows * columns, *sums = highest + rows;
+    memset(sums_of_values, 0, (size_t)(rows * columns) * sizeof(Scalar));
+    int64_t first = index * kStretch, end = first + kStretch < p.kv_len ? first + kStretch : p.kv_len;
+    int64_t some_first = p.kv_len, some_end = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      highest[row] = -(Scalar)INFINITY;
+      sums[row] = 0;
+      const int64_t head = kv_head * group + row / p.q_len;
+      find_range(batch, head, row % p.q_len, &s.starts[row], &s.ends[row]);
+      if (s.starts[row] < s.ends[row] && s.starts[row] < some_first) some_first = s.starts[row];
+      if (s.ends[row] > some_end) some_end = s.ends[row];
+      Pack::pack_row(row_of<Storage>(p.query, batch, head, row % p.q_len), p.head_dim, s.queries + row * units);
+    }
+    if (first < some_first) first = some_first;
+    if (end > some_end) end = some_end;
+    for (int64_t key = first; key < end; key += kBlock)
+      tile(s, batch, kv_head, key, key + kBlock < end ? key + kBlock : end, sums_of_values, highest, sums);
+  }
+
+  void find_range(int64_t batch, int64_t head, int64_t query, int64_t *start, int64_t *end) const {
+    const regard_mask &mask = p.mask;
+    const int64_t place = query + mask.offset;
+    *start = mask.before == REGARD_UNLIMITED ? 0 : clamp_key(place - mask.before, p.kv_len);
+    *end = mask.after == REGARD_UNLIMITED ? p.kv_len : clamp_key(place + mask.after + 1, p.kv_len);
+    if (!mask.intervals) return;
+    const int32_t *starts = mask.intervals + batch * mask.interval_batch_stride + head * mask.interval_head_stride;
+    if (starts[query] > *start) *start = starts[query];
+    if (starts[p.q_len + query] < *end) *end = starts[p.q_len + query];
+  }
+
+  void tile(const Scratch &s, int64_t batch, int64_t kv_head, int64_t first, int64_t end, Scalar *sums_of_values,
+            Scalar *highest, Scalar *sums) const {
+    const int64_t keys = end - first, lanes = (keys + kGroup - 1) / kGroup * kGroup;
+    match(s, row_of<Storage>(p.key, batch, kv_head, first), keys, (int)(lanes / width));
+    for (int64_t row = 0; row < rows; ++row) {
+      Scalar *scores = s.scores + row * kBlock;
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        if (lane >= keys || first + lane < s.starts[row] || first + lane >= s.ends[row]) scores[lane] = -(Scalar)INFINITY;
+      const Scalar factor = weigh(scores, lanes, &highest[row], &sums[row]);
+      if (factor != 1)
+        for (int64_t i = 0; i < columns; ++i) sums_of_values[row * columns + i] *= factor;
+#if defined(REGARD_HAS_PAIRS)
+      if constexpr (Core::step_width == 2)
+        for (int64_t lane = 0; lane < lanes; lane += width) store_halves(s.weights + (row * kBlock + lane) / 2, load(scores + lane));
+#endif
+    }
+    combine(s, row_of<Storage>(p.value, batch, kv_head, first), keys, sums_of_values);
+  }
+
+  void match(const Scratch &s, const Storage *key_rows, int64_t keys, int tile_columns) const {
+    if (Pack::is_raw && p.head_dim % Core::step_width == 0) {
+      rows_to_tile(key_rows, p.key.row_stride * (int64_t)sizeof(Storage), keys, units, s.keys);
+    } else {
+      for (int64_t key = 0; key < keys; ++key)
+        Pack::pack_row(key_rows + key * p.key.row_stride, p.head_dim, s.packed + key * units);
+      rows_to_tile(s.packed, units * (int64_t)sizeof(Unit), keys, units, s.keys);
+    }
+    const Product<Scalar> product{units, 1, kBlock, kBlock, units, nullptr};
+    multiply<Core, kStore, true>(product, s.queries, rows, s.keys, tile_columns, s.scores);
+  }
+
+  /* Scores of one row to weights; returns what the sums so far shrink by. */
+  Scalar weigh(Scalar *scores, int64_t lanes, Scalar *highest, Scalar *sum) const {
+    const Scalar unit = unit_of<Scalar>(p);
+    Vector most = load(scores);
+    for (int64_t lane = width; lane < lanes; lane += width) most = larger(most, load(scores + lane));
+    Scalar new_highest = *highest;
+    for (int i = 0; i < width; ++i) new_highest = most[i] > new_highest ? most[i] : new_highest;
+    const Scalar below = new_highest == -(Scalar)INFINITY ? Scalar(0) : new_highest * -unit;
+    const Vector factor = power_of_two<6>(broadcast(*highest * unit + below));
+    Vector total = Vector{};
+    for (int64_t lane = 0; lane < lanes; lane += width) {
+      const Vector weight = power_of_two<6>(multiply_add(load(scores + lane), broadcast(unit), broadcast(below)));
+      total = total + weight;
+      store(scores + lane, weight);
+    }
+    Scalar added = 0;
+    for (int i = 0; i < width; ++i) added += total[i];
+    *sum = *sum * factor[0] + added;
+    *highest = new_highest;
+    return factor[0];
+  }
+
+  void combine(const Scratch &s, const Storage *value_rows, int64_t keys, Scalar *sums_of_values) const {
+    const Unit *values = (const Unit *)value_rows;
+    int64_t stride = p.value.row_stride;
+    if (!raw_values) {
+      if (columns != p.value_dim) memset(s.packed, 0, (size_t)(kBlock * columns) * sizeof(Unit));
+      Pack::pack_steps(value_rows, p.value.row_stride, keys, p.value_dim, s.packed, columns);
+      values = s.packed;
+      stride = columns;
+    }
+    const Unit *weights = Core::step_width == 1 ? (const Unit *)s.scores : s.weights;
+    const int64_t steps = (keys + Core::step_width - 1) / Core::step_width;
+    const Product<Scalar> product{kBlock / Core::step_width, 1, stride, columns, steps, nullptr};
+    multiply<Core, kAdd, true>(product, weights, rows, values, (int)(columns / width), sums_of_values);
+  }
+
+  void merge(int64_t owner) {
+    const int64_t kv_head = owner % p.kv_heads, batch = owner / p.kv_heads;
+    const Scalar unit = unit_of<Scalar>(p); /* and its products as `weigh` rounded them */
+    Scalar probe = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t head = kv_head * group + row / p.q_len, query = row % p.q_len;
+      Scalar *first = parts + owner * stretches * part_size();
+      double highest = -INFINITY, sum = 0;
+      for (int64_t i = 0; i < stretches; ++i) {
+        const double other = (double)(first[i * part_size() + rows * columns + row] * unit);
+        if (other > highest) highest = other;
+      }
+      const bool empty = highest == -INFINITY;
+      if (p.sink && !empty) {
+        const double sink = (double)((const Scalar *)p.sink)[head] * kLog2E;
+        if (sink > highest) highest = sink;
+        sum = exp2(sink - highest);
+      }
+      Scalar *to = first + row * columns; /* the first stretch takes up the others */
+      for (int64_t i = 0; i < stretches; ++i) {
+        const Scalar *part = first + i * part_size();
+        const double share = empty ? 0.0 : exp2((double)(part[rows * columns + row] * unit) - highest);
+        sum += share * (double)part[rows * columns + rows + row];
+        for (int64_t c = 0; c < p.value_dim; ++c)
+          to[c] = (i ? to[c] : Scalar(0)) + (Scalar)share * part[row * columns + c];
+      }
+      const Scalar shrink = sum == 0 ? Scalar(0) : (Scalar)(1 / sum);
+      for (int64_t c = 0; c < p.value_dim; ++c) to[c] *= shrink;
+      narrow(to, p.value_dim, row_of<Storage>(results.output, batch, head, query), &probe);
+      write_lse((batch * p.heads + head) * p.q_len + query, empty ? -INFINITY : highest * kLn2 + log(sum));
+    }
+    if (probe != 0 || probe != probe) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
+  }
+
+  void write_lse(int64_t row, double lse) const {
+    if (results.lse) ((Scalar *)results.lse)[row] = (Scalar)lse;
+    if (results.lse_low)
+      ((Scalar *)results.lse_low)[row] = lse == -INFINITY ? Scalar(0) : (Scalar)(lse - (double)(Scalar)lse);
+  }
+};

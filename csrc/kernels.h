@@ -1,0 +1,16 @@
+/* kernels.h: what one compilation of the kernels offers. */
+#ifndef REGARD_KERNELS_H
+#define REGARD_KERNELS_H
+
+#include "regard.h"
+
+struct RegardKernels {
+  const char *name;
+  int (*forward)(const regard_problem *, const regard_forward_results *);
+  int (*backward)(const regard_problem *, const regard_backward_arguments *);
+  int64_t (*backward_splits)(const regard_problem *);
+  int (*weights)(const regard_problem *, const regard_weights_arguments *);
+  int (*statistics)(const regard_problem *, const regard_statistics_results *);
+  int (*pack_mask)(const regard_pairs *, int64_t, int64_t, int64_t, int64_t, uint64_t *, int32_t);
+};
+#endif

@@ -1,0 +1,178 @@
+/* regard.h: the whole ABI of the native core.
+ *
+ * Plain C: pointers, sizes and strides. The caller allocates every output and has checked every argument; the
+ * functions return a status and never throw, and nothing they allocate outlives the call except scratch memory
+ * that belongs to the worker threads. Strides count elements, not bytes. Tensors are (batch, heads, length, width).
+ */
+#ifndef REGARD_H
+#define REGARD_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define REGARD_EXPORT __declspec(dllexport)
+#else
+#define REGARD_EXPORT __attribute__((visibility("default")))
+#endif
+
+#define REGARD_ABI_VERSION 1
+
+/* What a function returns: 0, or one of the failures; REGARD_NOT_FINITE is added to success. */
+#define REGARD_OK 0
+#define REGARD_NOT_FINITE 1 /* done, and some of what was written is NaN or Inf */
+#define REGARD_NO_MEMORY (-1)
+#define REGARD_BAD_ARGUMENT (-2)
+
+/* Element types. "Working" type below: double for REGARD_F64, float for the others. */
+#define REGARD_F32 0
+#define REGARD_BF16 1
+#define REGARD_F16 2
+#define REGARD_F64 3
+
+#define REGARD_UNLIMITED INT64_MAX
+
+/* Rows of width elements; the stride of the width is 1. */
+typedef struct {
+  void *data;
+  int64_t batch_stride, head_stride, row_stride;
+} regard_rows;
+
+/* A view that broadcasts to (batch, heads, q_len, kv_len): a stride is 0 where it is shared. */
+typedef struct {
+  void *data; /* NULL: none */
+  int64_t batch_stride, head_stride, query_stride, key_stride;
+} regard_pairs;
+
+/* Which pairs may attend: those that pass every part.
+ *
+ * band       -before <= key - (query + offset) <= after
+ * intervals  the key lies in one of `interval_count` half-open intervals of its row: int32
+ *            [batch][head][interval_count][2][q_len], starts then ends, disjoint, ascending; unused ones are empty
+ * words      bit i of a word says whether query 64 * block + i may attend to a key. With `tile_first` the words
+ *            belong to runs of keys, of each block of 64 queries: run t covers keys tile_keys[2t] to
+ *            tile_keys[2t + 1], and its words begin at tile_word[t], or -1 when all of it may. Without
+ *            it there is one word for each key of each block.
+ */
+typedef struct {
+  int64_t before, after, offset;
+  const int32_t *intervals;
+  int64_t interval_count, interval_batch_stride, interval_head_stride;
+  const uint64_t *words;
+  const int64_t *tile_first; /* [batch][head][blocks], and one more */
+  const int32_t *tile_keys;
+  const int64_t *tile_word;
+  int64_t word_batch_stride, word_head_stride; /* in blocks of queries */
+} regard_mask;
+
+/* A table over the distances of a problem: row key - query + distance_offset, of q_len + kv_len - 1 rows. */
+typedef struct {
+  const void *data; /* working type; NULL: none */
+  int64_t head_stride, row_stride;
+} regard_table;
+
+typedef struct {
+  int32_t dtype;   /* of query, key, value, output and their gradients */
+  int32_t threads; /* at most so many */
+  int64_t batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim;
+  regard_rows query, key, value;
+  double scale;
+  double softcap; /* 0: none */
+  regard_mask mask;
+  regard_pairs bias; /* working type, added after the softcap */
+  int64_t distance_offset;
+  regard_table distance_bias;   /* width 1: added after the softcap */
+  regard_rows distance_query;   /* working type: meets distance_keys, added before scale and softcap */
+  regard_table distance_keys;   /* width head_dim */
+  regard_table distance_values; /* width value_dim: added to the values */
+  const void *sink;             /* working type [heads]; NULL: none */
+  uint64_t seed;
+  uint64_t drop_below; /* a weight is dropped when its 32 random bits are below this; 0: no dropout */
+  double keep_scale;   /* of the weights that are kept */
+} regard_problem;
+
+/* Forward. lse and lse_low are of the working type, contiguous (batch, heads, q_len). Their sum is the log of the
+ * row's normaliser, with the sink; lse alone is it rounded. lse_low may be NULL. -inf where a row sees nothing. */
+typedef struct {
+  regard_rows output;
+  void *lse, *lse_low;
+} regard_forward_results;
+
+REGARD_EXPORT int regard_forward(const regard_problem *problem, const regard_forward_results *results);
+
+/* Backward. The gradients of query, key and value are written, those of the tables and the bias added to what is
+ * there; NULL where not wanted. */
+typedef struct {
+  regard_rows output, grad_output;
+  const void *lse, *lse_low; /* lse_low may be NULL */
+  const void *grad_lse;      /* working type (batch, heads, q_len), or NULL */
+  regard_rows grad_query, grad_key, grad_value;
+  regard_pairs grad_bias; /* with the strides of the bias; broadcast dimensions are summed */
+  regard_rows grad_distance_query; /* working type */
+  /* contiguous (batch, heads, splits, rows, width), the first double, the others of the working type; the caller sums
+   * over what is shared */
+  void *grad_distance_bias, *grad_distance_keys, *grad_distance_values;
+  int64_t table_splits;
+} regard_backward_arguments;
+
+/* How many partial tables backward writes for each head of each sample. */
+REGARD_EXPORT int64_t regard_backward_splits(const regard_problem *problem);
+REGARD_EXPORT int regard_backward(const regard_problem *problem, const regard_backward_arguments *arguments);
+
+/* Weights of chosen heads, queries and keys: exp(score - lse), 0 where a pair may not attend; before dropout, and
+ * without a look at the values. Everything written is of the working type and contiguous. */
+typedef struct {
+  const int64_t *heads;       /* any */
+  const int64_t *rows, *cols; /* ascending, none twice */
+  int64_t head_count, row_count, col_count;
+  /* (batch, head_count, row_count); their sum is the log of each row's normaliser, with the sink. lse is finite. Of a
+   * row that sees nothing lse_low is -inf. lse may be NULL: found from all keys; lse_low may be NULL: 0. */
+  const void *lse, *lse_low;
+  void *found_top, *found_rest; /* the same two numbers where lse is NULL, top finite; or both NULL */
+  void *weights;                /* (batch, head_count, row_count, col_count), or NULL */
+} regard_weights_arguments;
+
+/* REGARD_NOT_FINITE: NaN or Inf is in a chosen row, or beside it, and what was written is not to be used. */
+REGARD_EXPORT int regard_weights(const regard_problem *problem, const regard_weights_arguments *arguments);
+
+/* What the weights are like, in memory that grows with the lengths. Of the working type and contiguous; NULL where not
+ * wanted. Entropy in nats; the largest score, -inf where a row sees nothing; the weight on key 0; the mean of
+ * |key - query|, indices both; what each key received from all queries together; the largest weights of each row, the
+ * earlier key first where scores are equal, and their keys, filled up with keys of weight 0; the weight of bins of keys,
+ * index * side / length, summed, and its mean over bins of queries. The same for every number of threads. */
+typedef struct {
+  void *entropy, *max_logit, *sink_share, *distance; /* (batch, heads, q_len) */
+  void *received;                                    /* (batch, heads, kv_len) */
+  int64_t top_count;                                 /* 0 to 64, and at most kv_len */
+  void *top_weights;                                 /* (batch, heads, q_len, top_count) */
+  int64_t *top_keys;
+  int64_t pooled_side;
+  void *pooled; /* (batch, heads, pooled_side, pooled_side) */
+} regard_statistics_results;
+
+/* REGARD_NOT_FINITE: NaN or Inf is in some row that sees something, and what was written is not to be used. */
+REGARD_EXPORT int regard_statistics(const regard_problem *problem, const regard_statistics_results *results);
+
+/* A bool mask (one byte a pair, nonzero = may attend) to words[batch][head][block of 64 queries][key]. */
+REGARD_EXPORT int regard_pack_mask(const regard_pairs *mask, int64_t batch, int64_t heads, int64_t q_len,
+                                   int64_t kv_len, uint64_t *words, int32_t threads);
+
+/* The instruction set in use: "baseline", "avx2", "avx512", "avx512_bf16" or "neon". */
+REGARD_EXPORT const char *regard_isa(void);
+/* Choose one by name; NULL goes back to the best. REGARD_BAD_ARGUMENT when this machine or build has it not. */
+REGARD_EXPORT int regard_set_isa(const char *name);
+/* The i-th instruction set that this machine and this build have, best first; NULL past the last. */
+REGARD_EXPORT const char *regard_available_isa(int32_t index);
+/* What REGARD_ISA in the environment asked for, if this machine or build has it not and the best was taken; or NULL. */
+REGARD_EXPORT const char *regard_isa_request_error(void);
+REGARD_EXPORT int32_t regard_abi_version(void);
+/* The bytes of one of the structs above, by its name, for callers that lay them out themselves; -1: no such struct. */
+REGARD_EXPORT int64_t regard_struct_size(const char *name);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,98 @@
+"""The short way to the native core, for calls that nothing traces or transforms.
+
+torch's dispatcher and its generic autograd wrapper cost a few hundred microseconds for an operator with this many
+arguments; a short text is attended to in less. What must be seen by torch (torch.compile, torch.func, modes,
+tensor subclasses) takes the operators in `_ops.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from regard._errors import UnsupportedError
+from regard.backends._native_call import DIFFERENTIABLE, Inputs, backward, forward
+
+_PLAIN = {Tensor, torch.nn.Parameter, int, float, bool, type(None)}
+_Found = tuple[Tensor, Tensor | None]
+
+
+def attend(inputs: Inputs, *, with_lse: bool) -> _Found:
+    """Output, and the lse when asked for; by the short way when the call is plain."""
+    if not _is_plain(inputs):
+        from regard.backends import _ops  # noqa: F401 - registers the operators on first use
+
+        output, lse, _ = torch.ops.regard.attention(*inputs)
+        return output, lse if with_lse else None
+    if torch.is_grad_enabled():
+        learned = [getattr(inputs, name) for name in DIFFERENTIABLE]
+        if any(tensor is not None and tensor.requires_grad for tensor in learned):
+            output, lse = _Attention.apply(inputs, *learned)
+            return output, lse if with_lse else None
+    output, lse, _ = forward(inputs, with_lse=with_lse)
+    return output, lse
+
+
+def is_observed() -> bool:
+    """Does something trace or transform the calls of torch?"""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001 - torch has no public question
+        or torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001
+        or torch.jit.is_tracing()
+    )
+
+
+def _is_plain(inputs: Inputs) -> bool:
+    return set(map(type, inputs)) <= _PLAIN and not is_observed()
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Inputs, *learned: Tensor | None) -> tuple[Tensor, Tensor]:
+        output, lse, low = forward(inputs)
+        if lse is None or low is None:
+            raise AssertionError("forward gives the lse unless told not to")
+        ctx.inputs = inputs._replace(**dict.fromkeys(DIFFERENTIABLE))
+        ctx.save_for_backward(output, lse, low, *learned)
+        ctx.set_materialize_grads(False)
+        return output, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+        output, lse, low, *learned = ctx.saved_tensors
+        if grad_output is None:
+            grad_output = torch.zeros_like(output)
+        inputs = ctx.inputs._replace(**dict(zip(DIFFERENTIABLE, learned, strict=True)))
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # with create_graph=True
+            return (None, *_Gradients.apply(inputs, wanted, low, grad_output, grad_lse, output, lse, *learned))
+        return (None, *backward(inputs, grad_output, grad_lse, (output, lse, low), wanted))
+
+
+class _Gradients(torch.autograd.Function):
+    """Backward as a step of a graph that cannot be differentiated again, and says so."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes what it differentiates by position
+        ctx: FunctionCtx,  # noqa: ARG004 - torch's signature
+        inputs: Inputs,
+        wanted: tuple[bool, ...],
+        low: Tensor,
+        grad_output: Tensor,
+        grad_lse: Tensor | None,
+        output: Tensor,
+        lse: Tensor,
+        *learned: Tensor | None,  # noqa: ARG004 - what the gradients depend on, for autograd to see
+    ) -> tuple[Tensor | None, ...]:
+        return tuple(backward(inputs, grad_output, grad_lse, (output, lse, low), wanted))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *_: Any) -> Any:  # noqa: ARG004 - torch's signature
+        raise UnsupportedError(
+            {"native": "it has no second derivative"},
+            do="Take backend='eager' where gradients are differentiated again.",
+        )

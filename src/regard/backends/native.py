@@ -1,0 +1,122 @@
+"""`native`: the compiled core. Fused on CPU forward and backward, every option, memory that grows with length."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from regard.backends import _library
+from regard.backends._base import Backend, Problem, Support
+from regard.backends._direct import attend
+from regard.backends._native_call import Inputs
+from regard.masks._lowering import lower
+
+
+class Native(Backend):
+    """regard's own CPU kernels (csrc/)."""
+
+    name: ClassVar[str] = "native"
+
+    def support(self, problem: Problem) -> Support:
+        """Yes on CPU, unless the library is absent or a transform of torch.func is at work."""
+        absent = _library.why_absent()
+        for refused, reason in (
+            (problem.query.device.type != "cpu", f"it runs on cpu, not on {problem.query.device.type}"),
+            (absent is not None, f"it is absent: {absent}"),
+            (_is_transformed(), "it has no rule for torch.func's transforms (vmap, grad, jvp)"),
+            (_has_tangent(problem), "it has no forward-mode derivative"),
+            (max(problem.sizes.q_len, problem.sizes.kv_len) >= 2**31, "its indices are 32 bits wide"),
+        ):
+            if refused:
+                return Support(ok=False, reason=reason)
+        return Support(ok=True, reason=f"fused kernel ({_library.isa()}) that skips masked blocks; memory O(n)")
+
+    def run(self, problem: Problem) -> tuple[Tensor, Tensor | None]:
+        """See `Backend.run`."""
+        output, lse = attend(Inputs(*_arguments(problem)), with_lse=problem.return_lse)
+        return output, None if lse is None else lse.to(torch.float32)
+
+
+def _is_transformed() -> bool:
+    return torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001 - torch has no public question
+
+
+def _has_tangent(problem: Problem) -> bool:
+    if forward_ad._current_level < 0:  # noqa: SLF001
+        return False
+    tensors = (problem.query, problem.key, problem.value, problem.bias, problem.sink)
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _arguments(problem: Problem) -> tuple[Any, ...]:
+    """The arguments of the operator, in the order of `Inputs`."""
+    query, key = problem.rotated()
+    working = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return (
+        *_of_content(problem, query, key),
+        problem.value,
+        problem.scale,
+        problem.softcap,
+        *_of_mask(problem),
+        None if problem.bias is None else problem.bias.to(working),
+        *_of_position(problem, query, working),
+        None if problem.sink is None else problem.sink.to(working),
+        _seed(problem),
+        problem.dropout_p,
+    )
+
+
+def _of_content(problem: Problem, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    if problem.position is None or not problem.has_term("content"):
+        return query, key
+    return problem.position.content_query(query), key
+
+
+def _seed(problem: Problem) -> Tensor | None:
+    if problem.dropout_p == 0.0 or problem.seed is None:
+        return None
+    return problem.seed if isinstance(problem.seed, Tensor) else torch.tensor(problem.seed, dtype=torch.int64)
+
+
+_NO_TILES = (None, None, None, None, 1, 1)
+
+
+def _of_mask(problem: Problem) -> tuple[object, ...]:
+    """before, after, offset, intervals, tile_first, tile_keys, tile_word, words, tile_batches, tile_heads, dense."""
+    mask, sizes = problem.mask, problem.sizes
+    if mask is None:
+        return (None, None, 0, None, *_NO_TILES, None)
+    if torch.compiler.is_compiling():
+        band = mask.band(sizes.q_len, sizes.kv_len)
+        if band is not None:
+            return (band.before, band.after, band.offset, None, *_NO_TILES, None)
+        dense = mask.dense(sizes.q_len, sizes.kv_len, device=problem.query.device)
+        return (None, None, 0, None, *_NO_TILES, dense[None, None] if dense.dim() == 2 else dense)
+    lowered = lower(mask, sizes.q_len, sizes.kv_len)
+    tiles = lowered.tiles
+    bits = _NO_TILES
+    if tiles is not None:
+        bits = (tiles.first, tiles.keys, tiles.word, tiles.words, tiles.batch, tiles.heads)
+    return (lowered.before, lowered.after, lowered.offset, lowered.intervals, *bits, lowered.dense)
+
+
+def _of_position(problem: Problem, query: Tensor, working: torch.dtype) -> tuple[object, ...]:
+    """distance_offset, distance_bias, distance_query, distance_keys, distance_values."""
+    position, sizes = problem.position, problem.sizes
+    terms = frozenset() if position is None else position.terms - {"rotation"}
+    if position is None or not terms or 0 in (sizes.q_len, sizes.kv_len):
+        return (0, None, None, None, None)
+    shift = sizes.kv_len - sizes.q_len if position.align == "bottom_right" else 0
+    # A query's position is its index + shift, so the smallest distance is -(q_len - 1 + shift).
+    distances = torch.arange(sizes.q_len + sizes.kv_len - 1, device=query.device) - (sizes.q_len - 1 + shift)
+    content = "content" in terms
+    return (
+        sizes.q_len - 1,
+        position.distance_bias(distances).to(working).unsqueeze(-1) if "bias" in terms else None,
+        position.distance_query(query).to(working) if content else None,
+        position.distance_keys(distances, dtype=working) if content else None,
+        position.distance_values(distances).to(working).unsqueeze(0) if "value" in terms else None,
+    )

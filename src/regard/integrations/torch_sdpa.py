@@ -1,0 +1,251 @@
+"""`regard.activate()`: every F.scaled_dot_product_attention on CPU, from any model, runs on the native core.
+
+Two operators of torch are replaced through its own dispatcher: `aten::scaled_dot_product_attention`, which sees every
+call, so that dropout, a learnable bias and a value of another width no longer leave the fused path; and
+`aten::_scaled_dot_product_flash_attention_for_cpu` with its backward, which graphs compiled earlier call by name.
+Destroying the registration restores torch exactly. What the core does not serve (other devices, nested tensors, sizes
+that torch broadcasts, torch.func) goes on to torch as before.
+
+The inference fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer calls neither; it is switched off while
+regard is active, and back to what it was afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import attention as torch_attention
+
+from regard import _dropout
+from regard._errors import NativeError
+from regard.backends import _library
+from regard.backends._direct import attend
+from regard.backends._native_call import Inputs, backward, forward
+
+_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+_WIDE = 4  # dimensions of (batch, heads, length, head_dim)
+
+
+class Activation:
+    """What `activate` returns: a context manager, and the handle that torch's own registry removes."""
+
+    def __init__(self, *, owner: bool) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> Activation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Restore torch, unless regard was active already when this was made."""
+        if self._owner:
+            deactivate()
+
+
+_lock = threading.Lock()
+_registered: torch.library.Library | None = None
+_fast_path_before = True
+
+
+def activate() -> Activation:
+    """Run every `F.scaled_dot_product_attention` on CPU on the native core, forward and backward.
+
+    Also a context manager: `with regard.activate(): ...` restores torch at its end. The seed of a dropout is drawn from
+    torch's generator, so torch.manual_seed decides it; which weights are dropped differs from torch's own choice.
+
+    Raises:
+        NativeError: the native core is absent; the message says why.
+    """
+    global _registered, _fast_path_before  # noqa: PLW0603 - torch's dispatcher is one for the process
+    reason = _library.why_absent()
+    if reason is not None:
+        raise NativeError(reason)
+    with _lock:
+        if _registered is not None:
+            return Activation(owner=False)
+        library = torch.library.Library("aten", "IMPL")  # noqa: TOR901 - kept until it is destroyed on purpose
+        with warnings.catch_warnings():  # torch warns that a kernel is replaced; that is what was asked for
+            warnings.filterwarnings("ignore", category=UserWarning)
+            for name, kernel, key in _KERNELS:
+                library.impl(name, kernel, key, allow_override=True)
+        _fast_path_before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        _registered = library
+    return Activation(owner=True)
+
+
+def deactivate() -> None:
+    """Restore torch's own attention; nothing happens when regard is not active."""
+    global _registered  # noqa: PLW0603
+    with _lock:
+        if _registered is not None:
+            _registered._destroy()  # noqa: SLF001 - what torch's own implementations do
+            torch.backends.mha.set_fastpath_enabled(_fast_path_before)
+            _registered = None
+
+
+def is_active() -> bool:
+    """Is every scaled_dot_product_attention on CPU regard's?"""
+    return _registered is not None
+
+
+torch_attention.register_flash_attention_impl("regard", register_fn=activate)
+
+
+# ------------------------------------------------------------------------------- scaled_dot_product_attention
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if not _serves(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa=enable_gqa):
+        operator = torch.ops.aten.scaled_dot_product_attention.default
+        return operator.decompose(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    flat = query.dim() < _WIDE
+    if flat:
+        query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+    output, _ = attend(_inputs(query, key, value, attn_mask, dropout_p, is_causal, scale), with_lse=False)
+    return output.squeeze(0) if flat else output
+
+
+def _serves(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    enable_gqa: bool,
+) -> bool:
+    """Is this one attention problem whose sizes match exactly? Everything else is torch's to compute or to refuse."""
+    batch, heads, length = query.shape[:-2], query.shape[-3:-2], key.shape[-2:-1]
+    if (
+        query.dim() not in {3, _WIDE}
+        or query.is_nested
+        or query.dtype not in _DTYPES
+        or key.dtype != query.dtype
+        or value.dtype != query.dtype
+        or key.device != query.device
+        or value.device != query.device
+        or query.shape[-1] != key.shape[-1]
+        or length != value.shape[-2:-1]
+        or key.shape[:-2] != value.shape[:-2]
+        or not 0.0 <= dropout_p <= 1.0
+        or 0 in query.shape
+        or 0 in value.shape
+    ):
+        return False
+    if key.shape[:-2] != batch and not (
+        enable_gqa and query.dim() == _WIDE and key.shape[0] == query.shape[0] and heads[0] % key.shape[1] == 0
+    ):
+        return False
+    return attn_mask is None or (not is_causal and _fits(attn_mask, query, key))
+
+
+def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
+    full = (*query.shape[:-1], key.shape[-2])
+    shape = mask.shape
+    return (
+        mask.device == query.device
+        and (mask.dtype == torch.bool or mask.dtype == query.dtype)
+        and len(shape) <= len(full)
+        and all(have in {1, want} for have, want in zip(reversed(shape), reversed(full), strict=False))
+    )
+
+
+def _inputs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> Inputs:
+    dense = bias = None
+    if attn_mask is not None:
+        while attn_mask.dim() < _WIDE:
+            attn_mask = attn_mask.unsqueeze(0)
+        if attn_mask.dtype == torch.bool:
+            dense = attn_mask.expand(-1, -1, query.shape[2], key.shape[2])
+        else:
+            bias = attn_mask.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
+    return Inputs(
+        query, key, value, 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale, None,
+        None, 0 if is_causal else None, 0, None, None, None, None, None, 1, 1, dense, bias,
+        0, None, None, None, None, None, _dropout.draw_seed() if dropout_p > 0.0 else None, dropout_p,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------- the kernel that earlier compiled graphs call by name
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    output, lse, _ = forward(_inputs(query, key, value, attn_mask, dropout_p, is_causal, scale))
+    if lse is None:
+        raise AssertionError("forward gives the lse unless told not to")
+    if query.stride(3) != 1:  # the compiler expects the layout of the query, whatever it is
+        output = torch.empty_like(query).copy_(output)
+    return output, _length_before_heads(lse)
+
+
+def _length_before_heads(tensor: Tensor) -> Tensor:
+    """The same numbers in the layout (batch, length, heads, ...), which compiled graphs expect of these kernels."""
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _flash_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Any, ...]:
+    inputs = _inputs(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    wanted = (True, True, True, *[False] * 6)
+    gradients = backward(inputs, grad_out, None, (out, logsumexp, torch.zeros_like(logsumexp)), wanted)
+    return tuple(None if gradient is None else _length_before_heads(gradient) for gradient in gradients[:3])
+
+
+_KERNELS = (
+    ("scaled_dot_product_attention", _attention, "CPU"),
+    ("scaled_dot_product_attention", _attention, "AutogradCPU"),
+    ("_scaled_dot_product_flash_attention_for_cpu", _flash, "CPU"),
+    ("_scaled_dot_product_flash_attention_for_cpu_backward", _flash_backward, "CPU"),
+)

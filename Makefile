@@ -10,9 +10,9 @@ BIN := $(VENV)/bin
 # pip builds the package in an environment of its own, and only the variables (one old, one new) constrain that too.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-CORE := CMakeLists.txt $(filter-out csrc/test_kernels.cpp,$(wildcard csrc/*))
+CORE := CMakeLists.txt $(filter-out csrc/test_%,$(wildcard csrc/*))
 
-.PHONY: xray test lint check format clean native-test native-test-arm
+.PHONY: xray test lint check format clean native-test native-test-arm bench
 
 xray: $(VENV)/.installed
 	$(BIN)/regard xray --out out/xray --at-length 8192
@@ -37,6 +37,10 @@ native-test:
 
 native-test-arm:
 	tests/native/run_kernels arm
+
+# Speed beside other libraries, on a quiet machine: benchmarks/results/. With no peer installed its rows say so.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.attention --acceptance
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -116,11 +116,13 @@ struct Decode {
   void tile(const Scratch &s, int64_t batch, int64_t kv_head, int64_t first, int64_t end, Scalar *sums_of_values,
             Scalar *highest, Scalar *sums) const {
     const int64_t keys = end - first, lanes = (keys + kGroup - 1) / kGroup * kGroup;
-    match(s, row_of<Storage>(p.key, batch, kv_head, first), keys, (int)(lanes / width));
+    match(s, row_of<Storage>(p.key, batch, kv_head, first), row_of<Storage>(p.value, batch, kv_head, first), keys,
+          (int)(lanes / width));
     for (int64_t row = 0; row < rows; ++row) {
       Scalar *scores = s.scores + row * kBlock;
-      for (int64_t lane = 0; lane < lanes; ++lane)
-        if (lane >= keys || first + lane < s.starts[row] || first + lane >= s.ends[row]) scores[lane] = -(Scalar)INFINITY;
+      const int64_t unseen = s.starts[row] - first, seen = s.ends[row] < end ? s.ends[row] - first : keys;
+      for (int64_t lane = 0; lane < unseen && lane < lanes; ++lane) scores[lane] = -(Scalar)INFINITY;
+      for (int64_t lane = seen > 0 ? seen : 0; lane < lanes; ++lane) scores[lane] = -(Scalar)INFINITY;
       const Scalar factor = weigh(scores, lanes, &highest[row], &sums[row]);
       if (factor != 1)
         for (int64_t i = 0; i < columns; ++i) sums_of_values[row * columns + i] *= factor;
@@ -132,13 +134,23 @@ struct Decode {
     combine(s, row_of<Storage>(p.value, batch, kv_head, first), keys, sums_of_values);
   }
 
-  void match(const Scratch &s, const Storage *key_rows, int64_t keys, int tile_columns) const {
-    if (Pack::is_raw && p.head_dim % Core::step_width == 0) {
-      rows_to_tile(key_rows, p.key.row_stride * (int64_t)sizeof(Storage), keys, units, s.keys);
-    } else {
-      for (int64_t key = 0; key < keys; ++key)
-        Pack::pack_row(key_rows + key * p.key.row_stride, p.head_dim, s.packed + key * units);
-      rows_to_tile(s.packed, units * (int64_t)sizeof(Unit), keys, units, s.keys);
+  /* Memory is what decoding waits for, so while 16 keys are taken up their values and the keys of the next tile are
+   * asked for. */
+  void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys, int tile_columns) const {
+    for (int64_t some = 0; some < keys; some += kGroup) {
+      const int64_t end = some + kGroup < keys ? some + kGroup : keys;
+      for (int64_t key = some; key < end; ++key) {
+        prefetch(value_rows + key * p.value.row_stride, p.value_dim * (int64_t)sizeof(Storage));
+        prefetch(key_rows + (key + kBlock) * p.key.row_stride, p.head_dim * (int64_t)sizeof(Storage));
+      }
+      const Storage *rows_of_group = key_rows + some * p.key.row_stride;
+      if (Pack::is_raw && p.head_dim % Core::step_width == 0) {
+        rows_to_tile(rows_of_group, p.key.row_stride * (int64_t)sizeof(Storage), end - some, units, s.keys + some);
+      } else {
+        for (int64_t key = 0; key < end - some; ++key)
+          Pack::pack_row(rows_of_group + key * p.key.row_stride, p.head_dim, s.packed + key * units);
+        rows_to_tile(s.packed, units * (int64_t)sizeof(Unit), end - some, units, s.keys + some);
+      }
     }
     const Product<Scalar> product{units, 1, kBlock, kBlock, units, nullptr};
     multiply<Core, kStore, true>(product, s.queries, rows, s.keys, tile_columns, s.scores);

@@ -132,7 +132,8 @@ struct Forward {
       raise_to_scores(s.tile_highest, s.scores, keys, run.first_group, run.end_group);
     }
     const bool in_one = !p.drop_below && !p.distance_values.data;
-    if (!in_one || (!plain && Core::step_width == 1)) softmax<false, true>(s, keys, first_lane, columns);
+    const bool exact = Core::step_width == 1 && (!plain || !kFused);
+    if (!in_one || exact) softmax<false, true>(s, keys, first_lane, columns);
     else softmax<true, false>(s, keys, first_lane, columns);
     if (p.drop_below) {
       dropout_words(p, v.batch, v.head, v.block * kBlock, first, end, s.kept);

@@ -130,6 +130,7 @@ FORWARD(int, pack_mask,
         (const regard_pairs *mask, int64_t batch, int64_t heads, int64_t q_len, int64_t kv_len, uint64_t *words,
          int32_t threads),
         (mask, batch, heads, q_len, kv_len, words, threads))
+FORWARD(double, fma_peak, (int32_t dtype, int32_t threads, double seconds), (dtype, threads, seconds))
 
 /* ------------------------------------------------------------------------- functions of the library */
 

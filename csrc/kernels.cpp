@@ -5,6 +5,7 @@
 #include "threads.h"
 
 #include <stdlib.h>
+#include <time.h>
 
 namespace {
 #include "multiply.inl"
@@ -19,6 +20,7 @@ namespace {
 #include "attention_weights.inl"
 #include "attention_observe.inl"
 #include "words.inl"
+#include "peak.inl"
 
 #if defined(REGARD_HAS_PAIRS)
 /* bfloat16 pairs carry products of queries, keys, weights and values; tables by distance are float. */
@@ -88,6 +90,16 @@ int pack_mask(const regard_pairs *mask, int64_t batch, int64_t heads, int64_t q_
   return REGARD_OK;
 }
 
+double fma_peak(int32_t dtype, int32_t threads, double seconds) {
+  switch (dtype) {
+#if defined(REGARD_HAS_PAIRS)
+    case REGARD_BF16: return peak_of<PairCore>(threads, seconds);
+#endif
+    case REGARD_F64: return peak_of<PlainCore<double>>(threads, seconds);
+    default: return peak_of<PlainCore<float>>(threads, seconds);
+  }
+}
+
 int64_t splits(const regard_problem *p) { return backward_splits(*p); }
 }  // namespace
 
@@ -97,4 +109,5 @@ int64_t splits(const regard_problem *p) { return backward_splits(*p); }
 #define REGARD_TEXT(a) REGARD_TEXT_(a)
 extern const RegardKernels REGARD_JOIN(regard_kernels_, REGARD_ISA);
 const RegardKernels REGARD_JOIN(regard_kernels_, REGARD_ISA) = {
-    REGARD_TEXT(REGARD_ISA), forward, backward, splits, weights, statistics, pack_mask};
+    REGARD_TEXT(REGARD_ISA), forward, backward, splits, weights, statistics, pack_mask,
+    fma_peak};

@@ -12,5 +12,6 @@ struct RegardKernels {
   int (*weights)(const regard_problem *, const regard_weights_arguments *);
   int (*statistics)(const regard_problem *, const regard_statistics_results *);
   int (*pack_mask)(const regard_pairs *, int64_t, int64_t, int64_t, int64_t, uint64_t *, int32_t);
+  double (*fma_peak)(int32_t, int32_t, double);
 };
 #endif

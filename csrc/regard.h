@@ -160,6 +160,10 @@ REGARD_EXPORT int regard_statistics(const regard_problem *problem, const regard_
 REGARD_EXPORT int regard_pack_mask(const regard_pairs *mask, int64_t batch, int64_t heads, int64_t q_len,
                                    int64_t kv_len, uint64_t *words, int32_t threads);
 
+/* Floating-point operations each second when this many threads multiply and add in registers for about so many
+ * seconds: what an element type's kernels are a fraction of. */
+REGARD_EXPORT double regard_fma_peak(int32_t dtype, int32_t threads, double seconds);
+
 /* The instruction set in use: "baseline", "avx2", "avx512", "avx512_bf16" or "neon". */
 REGARD_EXPORT const char *regard_isa(void);
 /* Choose one by name; NULL goes back to the best. REGARD_BAD_ARGUMENT when this machine or build has it not. */

@@ -38,12 +38,17 @@ void load_bias(const ScoreTile<Scalar> &tile, int64_t first, int64_t end) {
   }
 }
 
-/* The table's entry at the distance of a pair; 0 for lanes past the last query. */
+/* The table's entries at the distances of a key to a vector of queries; 0 for lanes past the last query. */
 template <class Scalar>
-REGARD_INLINE Scalar distance_bias_at(const ScoreTile<Scalar> &tile, const Scalar *table, int64_t key, int64_t lane) {
+REGARD_INLINE VectorOf<Scalar> distance_biases(const ScoreTile<Scalar> &tile, const Scalar *table, int64_t key, int lane) {
+  constexpr int width = Simd<Scalar>::width;
   const regard_problem &p = tile.problem;
-  return lane < tile.rows ? table[(key - tile.first_query - lane + p.distance_offset) * p.distance_bias.row_stride]
-                          : Scalar(0);
+  const int64_t nearest = key - tile.first_query - lane + p.distance_offset; /* of the first lane; then descending */
+  if (lane + width <= tile.rows && p.distance_bias.row_stride == 1) return reversed(load(table + nearest - (width - 1)));
+  alignas(64) Scalar gathered[width];
+  for (int i = 0; i < width; ++i)
+    gathered[i] = lane + i < tile.rows ? table[(nearest - i) * p.distance_bias.row_stride] : Scalar(0);
+  return load(gathered);
 }
 
 /* What a score in a tile is multiplied by to be an exponent of two: the tile of a plain problem holds dot products. */
@@ -75,9 +80,7 @@ void finish_scores(const ScoreTile<Scalar> &tile, int64_t first, int64_t end, in
       }
       if (p.bias.data) score = score + load(tile.added + (key - first) * kBlock + lane);
       if (table) {
-        alignas(64) Scalar gathered[width];
-        for (int i = 0; i < width; ++i) gathered[i] = distance_bias_at(tile, table, key, lane + i);
-        score = score + load(gathered);
+        score = score + distance_biases(tile, table, key, lane);
       }
       store(row + lane, score);
     }
@@ -87,7 +90,7 @@ void finish_scores(const ScoreTile<Scalar> &tile, int64_t first, int64_t end, in
 /* 2^(score * unit - high - low), with what rounding the product loses put back: large scores keep all their digits. */
 template <class Vector>
 REGARD_INLINE Vector exact_weight(Vector score, Vector unit, Vector high, Vector low) {
-  const Vector exponent = rounded_product(score, unit), lost = multiply_add(score, unit, -exponent);
+  const Vector exponent = rounded_product(score, unit), lost = product_error(score, unit, exponent);
   const Vector weight = power_of_two<6>(exponent - high, low - lost);
   return score == -INFINITY ? Vector{} : weight; /* there the lost part is NaN */
 }

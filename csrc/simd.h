@@ -104,6 +104,25 @@ REGARD_INLINE Vector rounded_product(Vector a, Vector b) {
   return product;
 }
 
+/* a * b - product, where product is their rounded_product: what rounding took. */
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kFused = true; /* multiply_add rounds once */
+template <class Vector>
+REGARD_INLINE Vector product_error(Vector a, Vector b, Vector product) {
+  return multiply_add(a, b, -product);
+}
+#else
+constexpr bool kFused = false;
+/* Dekker 1971: with factors of half the digits every partial product is exact. */
+REGARD_INLINE Floats upper_digits(Floats x) { return (Floats)((Ints32)x & (int32_t)0xfffff000); }
+REGARD_INLINE Doubles upper_digits(Doubles x) { return (Doubles)((Ints64)x & (int64_t)0xfffffffff8000000); }
+template <class Vector>
+REGARD_INLINE Vector product_error(Vector a, Vector b, Vector product) {
+  const Vector a_high = upper_digits(a), b_high = upper_digits(b), a_low = a - a_high, b_low = b - b_high;
+  return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low;
+}
+#endif
+
 /* The larger one; of NaN and a number the second. */
 #if defined(REGARD_AVX512)
 REGARD_INLINE Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
@@ -151,6 +170,16 @@ REGARD_INLINE uint64_t lanes_above(Vector a, Vector b) {
   return bits;
 }
 #endif
+
+/* The last lane first. */
+template <class Vector, class Integers>
+REGARD_INLINE Vector reversed(Vector vector, Integers order) {
+  for (unsigned lane = 0; lane < sizeof order / sizeof order[0]; ++lane)
+    order[lane] = (int)(sizeof order / sizeof order[0]) - 1 - (int)lane;
+  return __builtin_shuffle(vector, order);
+}
+REGARD_INLINE Floats reversed(Floats vector) { return reversed(vector, Ints32{}); }
+REGARD_INLINE Doubles reversed(Doubles vector) { return reversed(vector, Ints64{}); }
 
 /* `vector` in the lanes whose bit of `word` is set, counted from bit `first`; `other` in the rest. */
 #if defined(REGARD_AVX512)
@@ -251,6 +280,11 @@ REGARD_INLINE Doubles hyperbolic_tangent(Doubles x) {
   Doubles result;
   for (unsigned lane = 0; lane < sizeof x / sizeof x[0]; ++lane) result[lane] = tanh(x[lane]);
   return result;
+}
+
+/* Ask for `bytes` from `from` to be brought near; harmless past the end of an array. */
+REGARD_INLINE void prefetch(const void *from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)from + at, 0, 2);
 }
 
 /* ------------------------------------------------------------------------------------- half precision */

@@ -43,7 +43,7 @@ struct Visible {
                2 * interval * problem.q_len;
       ends = starts + problem.q_len;
     }
-    for (int64_t lane = 0; lane < kBlock; ++lane) {
+    for (int64_t lane = 0; lane < groups() * kGroup; ++lane) {
       const int64_t query = block * kBlock + (lane < rows ? lane : rows - 1), place = query + mask.offset;
       int64_t start = mask.before == REGARD_UNLIMITED ? 0 : clamp_key(place - mask.before, problem.kv_len);
       int64_t end = mask.after == REGARD_UNLIMITED ? problem.kv_len : clamp_key(place + mask.after + 1, problem.kv_len);
@@ -53,7 +53,8 @@ struct Visible {
       r->starts[lane] = (int32_t)start;
       r->ends[lane] = (int32_t)end;
     }
-    for (int group = 0; group < kGroups; ++group) find_extremes(r, group);
+    for (int64_t lane = groups() * kGroup; lane < kBlock; ++lane) r->starts[lane] = r->ends[lane] = 0;
+    for (int group = 0; group < groups(); ++group) find_extremes(r, group);
   }
 
   static void find_extremes(RowRanges *r, int group) {

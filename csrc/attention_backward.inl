@@ -262,7 +262,7 @@ struct Backward {
           queries((v.rows < run.end_group * kGroup ? v.rows : run.end_group * kGroup) - run.first_group * kGroup) {}
   };
 
-  void tile(const Scratch &s, const Visible &v, const Run &run, int64_t first, int64_t end, int64_t split) const {
+  void tile(const Scratch &s, const Visible &v, const Run &run, int64_t first, int64_t end, int64_t split) {
     const TileRange t(v, run, first, end);
     weigh(s, v, run, t);
     if constexpr (Core::step_width == 2) {
@@ -271,6 +271,7 @@ struct Backward {
       slant(s, v, run, t);
       if (a.grad_distance_bias) add_to_distance_bias(s, v, t, split);
       if (a.grad_bias.data && owns_bias(p)) add_to_bias(s, v, t);
+      if (!plain && !a.grad_query.data) probe_products(s, t);
       if (!plain) bend(s, t);
     }
     sum_over_queries(s, t);
@@ -353,6 +354,15 @@ struct Backward {
         store(product, through_softmax_only ? back : back * scale);
       }
     }
+  }
+
+  /* Where no gradient of the query will show it: is what the bias and the tables were given finite? */
+  void probe_products(const Scratch &s, const TileRange &t) {
+    Scalar probe = 0;
+    for (int64_t key = 0; key < t.keys; ++key)
+      for (int64_t lane = t.first_lane; lane < t.first_lane + t.queries; ++lane)
+        probe += s.products[key * kBlock + lane] * 0;
+    note(probe);
   }
 
   /* products = the gradient of the dot products. */

@@ -30,13 +30,13 @@ extern const RegardKernels regard_kernels_neon;
 namespace {
 
 /* __builtin_cpu_supports also asks whether the operating system keeps the wide registers. */
-#if defined(REGARD_HAS_AVX2)
+#if defined(REGARD_HAS_AVX2) || defined(REGARD_HAS_AVX512) || defined(REGARD_HAS_AVX512_BF16)
 bool has_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 }
 #endif
-#if defined(REGARD_HAS_AVX512)
+#if defined(REGARD_HAS_AVX512) || defined(REGARD_HAS_AVX512_BF16)
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

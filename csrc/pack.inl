@@ -57,13 +57,19 @@ void widen(const Storage *from, int64_t count, typename WorkingOf<Storage>::type
   for (; i < count; ++i) to[i] = to_working(from[i]);
 }
 
-/* `count` neighbouring numbers, each times `factor`, to the caller's type. Adds 0 * x to `probe`: NaN when some x is
- * not finite. */
+/* The largest number that does not round to infinity in the caller's type. */
+REGARD_INLINE float most_of(const Half *) { return 65519.996f; }
+REGARD_INLINE float most_of(const Bf16 *) { return 3.3961773e38f; }
+REGARD_INLINE float most_of(const float *) { return __FLT_MAX__; }
+REGARD_INLINE double most_of(const double *) { return __DBL_MAX__; }
+
+/* `count` neighbouring numbers to the caller's type. Adds 0 to `probe`, or NaN when one that is written is not finite. */
 template <class Storage, class Scalar>
 void narrow(const Scalar *from, int64_t count, Storage *to, Scalar *probe) {
+  const Scalar most = most_of(to);
   Scalar sum = 0;
   for (int64_t i = 0; i < count; ++i) {
-    sum += from[i] * 0;
+    sum += from[i] > most || from[i] < -most ? (Scalar)NAN : from[i] * 0;
     from_working(from[i], to + i);
   }
   *probe += sum;

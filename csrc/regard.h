@@ -82,7 +82,7 @@ typedef struct {
   double scale;
   double softcap; /* 0: none */
   regard_mask mask;
-  regard_pairs bias; /* working type, added after the softcap */
+  regard_pairs bias; /* working type, added after the softcap; -inf forbids the pair, whatever its key holds */
   int64_t distance_offset;
   regard_table distance_bias;   /* width 1: added after the softcap */
   regard_rows distance_query;   /* working type: meets distance_keys, added before scale and softcap */

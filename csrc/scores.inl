@@ -78,7 +78,10 @@ void finish_scores(const ScoreTile<Scalar> &tile, int64_t first, int64_t end, in
         if (tile.slopes) store(tile.slopes + (key - first) * kBlock + lane, Scalar(1) - bent * bent);
         score = bent * cap;
       }
-      if (p.bias.data) score = score + load(tile.added + (key - first) * kBlock + lane);
+      if (p.bias.data) { /* -inf forbids a pair, whatever its key holds */
+        const Vector added = load(tile.added + (key - first) * kBlock + lane);
+        score = added == -INFINITY ? added : score + added;
+      }
       if (table) {
         score = score + distance_biases(tile, table, key, lane);
       }

@@ -19,7 +19,8 @@ Forwarded check_forward(const Case &c, const Expected &e, int32_t threads) {
   Forwarded f = run_forward(c, threads, &status);
   if (status != REGARD_OK) fail(c, "forward", "another status than 0");
   const int type = working(c.dtype);
-  if (is_planted("output")) write(f.output.at(f.output.place(0, c.heads - 1, c.q_len - 1, c.value_dim - 1)), c.dtype, 2);
+  if (is_planted("output"))
+    write(f.output.at(f.output.place(0, c.heads - 1, c.q_len - 1, c.value_dim - 1)), c.dtype, 2);
   if (is_planted("gap") && c.layout == 2) f.output.memory[(size_t)(c.value_dim * bytes_of(c.dtype))] = 0;
   const double relative = allowance(c, e);
   compare(c, "output", f.output.numbers(), e.output, relative, c.dtype);
@@ -28,7 +29,8 @@ Forwarded check_forward(const Case &c, const Expected &e, int32_t threads) {
     Numbers both = f.lse.numbers();
     const Numbers low = f.low.numbers();
     for (size_t i = 0; i < both.size(); ++i) {
-      if (!(std::fabs(low[i]) <= 2 * rounding(type) * (1 + std::fabs(both[i])))) fail(c, "lse_low", "it is no rest of a rounding");
+      if (!(std::fabs(low[i]) <= 2 * rounding(type) * (1 + std::fabs(both[i]))))
+        fail(c, "lse_low", "it is no rest of a rounding");
       both[i] += low[i];
     }
     compare(c, "lse + lse_low", both, e.lse, relative, type);
@@ -57,7 +59,8 @@ void check_backward(const Case &c, const Expected &e, const Forwarded &f, const 
   const int64_t splits = regard_backward_splits(&p), tables = c.batch * c.heads;
   if (splits < 1) return fail(c, "backward_splits", "below 1");
   const auto table = [&](int kind, const Numbers &there, int64_t width) {
-    Rows parts(kind, there.empty() ? 1 : tables, there.empty() ? 1 : splits, there.empty() ? 1 : c.distances(), width, 0);
+    Rows parts(kind, there.empty() ? 1 : tables, there.empty() ? 1 : splits, there.empty() ? 1 : c.distances(), width,
+               0);
     parts.fill(nullptr);
     return parts;
   };
@@ -76,7 +79,8 @@ void check_backward(const Case &c, const Expected &e, const Forwarded &f, const 
   a.lse_low = c.seed % 3 ? f.low.memory.get() : nullptr;
   a.grad_lse = c.options & kLseGradient ? lse_above.memory.get() : nullptr;
   a.grad_query = query.view(), a.grad_key = key.view(), a.grad_value = value.view();
-  if (!c.added.empty()) a.grad_bias = {bias.memory.get(), p.bias.batch_stride, p.bias.head_stride, p.bias.query_stride, 1};
+  if (!c.added.empty())
+    a.grad_bias = {bias.memory.get(), p.bias.batch_stride, p.bias.head_stride, p.bias.query_stride, 1};
   if (!c.db.empty()) a.grad_distance_bias = by_bias.memory.get();
   if (!c.dk.empty()) a.grad_distance_query = met.view(), a.grad_distance_keys = by_keys.memory.get();
   if (!c.dv.empty()) a.grad_distance_values = by_values.memory.get();
@@ -90,13 +94,15 @@ void check_backward(const Case &c, const Expected &e, const Forwarded &f, const 
   compare(c, "gradient of key", key.numbers(), e.key, relative, c.dtype);
   compare(c, "gradient of value", value.numbers(), e.value, relative, c.dtype);
   if (!c.added.empty()) compare(c, "gradient of bias", bias.numbers(), e.bias, relative, type);
-  if (!c.db.empty()) compare(c, "gradient of distance_bias", sum_of_splits(by_bias, tables, splits), e.distance_bias, relative, type);
+  if (!c.db.empty())
+    compare(c, "gradient of distance_bias", sum_of_splits(by_bias, tables, splits), e.distance_bias, relative, type);
   if (!c.dk.empty()) {
     compare(c, "gradient of distance_query", met.numbers(), e.distance_query, relative, type);
     compare(c, "gradient of distance_keys", sum_of_splits(by_keys, tables, splits), e.distance_keys, relative, type);
   }
   if (!c.dv.empty())
-    compare(c, "gradient of distance_values", sum_of_splits(by_values, tables, splits), e.distance_values, relative, type);
+    compare(c, "gradient of distance_values", sum_of_splits(by_values, tables, splits), e.distance_values, relative,
+            type);
   if (!query.gaps_are_whole() || !key.gaps_are_whole() || !value.gaps_are_whole())
     fail(c, "gradients", "written between rows");
 }

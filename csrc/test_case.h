@@ -34,7 +34,8 @@ struct Case {
   std::string text() const {
     const char *types[4] = {"float32", "bfloat16", "float16", "float64"};
     char line[280];
-    snprintf(line, sizeof line, "%s batch %d heads %d/%d lengths %d,%d widths %d,%d mask %d options %d layout %d seed %d%s%s",
+    snprintf(line, sizeof line,
+             "%s batch %d heads %d/%d lengths %d,%d widths %d,%d mask %d options %d layout %d seed %d%s%s",
              types[dtype], (int)batch, (int)heads, (int)kv_heads, (int)q_len, (int)kv_len, (int)head_dim,
              (int)value_dim, mask, options, layout, (int)seed, narrow ? " narrow" : "", large != 0 ? " large" : "");
     return line;
@@ -228,7 +229,8 @@ struct Case {
     if (m.intervals) {
       bool inside = false;
       const int32_t *row = m.intervals + b * m.interval_batch_stride + h * m.interval_head_stride + query_at;
-      for (int64_t i = 0; i < m.interval_count; ++i, row += 2 * q_len) inside |= row[0] <= key_at && key_at < row[q_len];
+      for (int64_t i = 0; i < m.interval_count; ++i, row += 2 * q_len)
+        inside |= row[0] <= key_at && key_at < row[q_len];
       if (!inside) return false;
     }
     if (!m.words) return true;

@@ -27,7 +27,8 @@ void compare(const Case &c, const char *what, const Numbers &got, const Sums &ex
   for (size_t i = 0; i < got.size(); ++i) {
     const Sum &sum = expected[i];
     if (got[i] == sum.value) continue;
-    const double may = relative * sum.size + rounding(dtype) * std::fabs(sum.value) + (dtype == REGARD_F16 ? 6e-8 : 1e-30);
+    const double may =
+        relative * sum.size + rounding(dtype) * std::fabs(sum.value) + (dtype == REGARD_F16 ? 6e-8 : 1e-30);
     if (std::fabs(got[i] - sum.value) <= may) continue;
     char line[120];
     snprintf(line, sizeof line, "element %zu is %.9g, not %.9g; it may differ by %.2g", i, got[i], sum.value, may);
@@ -40,7 +41,8 @@ void compare_status(const Case &c, const char *what, int status, bool all_finite
   if (is_planted("status")) status = REGARD_OK;
   if (status == (all_finite ? REGARD_OK : REGARD_NOT_FINITE)) return;
   char line[100];
-  snprintf(line, sizeof line, "the status is %d, and %s", status, all_finite ? "all is finite" : "NaN or Inf was written");
+  snprintf(line, sizeof line, "the status is %d, and %s", status,
+           all_finite ? "all is finite" : "NaN or Inf was written");
   fail(c, what, line);
 }
 

@@ -46,6 +46,9 @@ void compare(const Case &c, const char *what, const Numbers &got, const Sums &ex
 /* REGARD_NOT_FINITE exactly where something that was written is NaN or Inf. */
 void compare_status(const Case &c, const char *what, int status, bool all_finite);
 
+/* One of `share` cases, by chance. */
+inline bool is_taken(uint64_t seed, int64_t share) { return Random{~seed}.below(share) == 0; }
+
 /* The problem as the library gets it: as it is, or with the fault that was asked for. */
 regard_problem handed_over(const Case &c, int32_t threads);
 
@@ -65,7 +68,7 @@ void check_weights(const Case &c, const Expected &e, const Forwarded &forwarded)
 void check_statistics(const Case &c, const Expected &e);
 
 /* test_extremes.cpp: what is not finite, in the numbers put in and in the results. */
-void check_extremes(int64_t step);
+void check_extremes(int64_t share);
 
 /* take() for each instruction set of this machine; `isa` counts them. */
 template <class Take>

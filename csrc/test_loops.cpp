@@ -24,7 +24,7 @@ void expect_row(const Case &c, const Gradients &g, int64_t b, int64_t h, int64_t
   const double *above = &g.output[(size_t)(row * c.value_dim)];
   const double minus_infinity = -INFINITY;
   double *scores = &e->scores[(size_t)(row * c.kv_len)];
-  Numbers slopes((size_t)c.kv_len, 0), values((size_t)c.value_dim);
+  Numbers slopes((size_t)c.kv_len, 0);
   double highest = minus_infinity;
   for (int64_t j = 0; j < c.kv_len; ++j) {
     if (!c.allowed(b, h, i, j)) continue;
@@ -40,7 +40,8 @@ void expect_row(const Case &c, const Gradients &g, int64_t b, int64_t h, int64_t
       slopes[(size_t)j] *= 1 - bent * bent;
       score = p.softcap * bent;
     }
-    if (!c.added.empty()) score += c.added[(size_t)((((c.bias_is_shared ? 0 : b) * c.heads + h) * c.q_len + i) * c.kv_len + j)];
+    if (!c.added.empty())
+      score += c.added[(size_t)((((c.bias_is_shared ? 0 : b) * c.heads + h) * c.q_len + i) * c.kv_len + j)];
     if (!c.db.empty()) score += c.db[(size_t)distance];
     scores[j] = score;
     highest = std::fmax(highest, score);
@@ -62,15 +63,17 @@ void expect_row(const Case &c, const Gradients &g, int64_t b, int64_t h, int64_t
     const double weight = std::exp(scores[j] - lse), kept = c.kept(b, h, i, j);
     const int64_t distance = h * c.distances() + j - i + p.distance_offset;
     const int64_t key = (b * c.kv_heads + kv_head) * c.kv_len + j;
-    for (int64_t d = 0; d < c.value_dim; ++d)
-      values[(size_t)d] = c.v[(size_t)(key * c.value_dim + d)] +
-                          (c.dv.empty() ? 0 : c.dv[(size_t)(distance * c.value_dim + d)]);
-    add_row(&e->output[(size_t)(row * c.value_dim)], weight * kept, weight * kept, values.data(), c.value_dim);
+    const double *value = &c.v[(size_t)(key * c.value_dim)];
+    const double *far = c.dv.empty() ? nullptr : &c.dv[(size_t)(distance * c.value_dim)]; /* the table's value */
+    add_row(&e->output[(size_t)(row * c.value_dim)], weight * kept, weight * kept, value, c.value_dim);
+    if (far) add_row(&e->output[(size_t)(row * c.value_dim)], weight * kept, weight * kept, far, c.value_dim);
     add_row(&e->value[(size_t)(key * c.value_dim)], weight * kept, weight * kept, above, c.value_dim);
-    if (!c.dv.empty())
+    if (far)
       add_row(&e->distance_values[(size_t)((b * c.heads * c.distances() + distance) * c.value_dim)], weight * kept,
               weight * kept, above, c.value_dim);
-    reaching[(size_t)j] = kept * dot(above, values.data(), c.value_dim, &reaching_size[(size_t)j]);
+    reaching[(size_t)j] = dot(above, value, c.value_dim, &reaching_size[(size_t)j]);
+    if (far) reaching[(size_t)j] += dot(above, far, c.value_dim, &reaching_size[(size_t)j]);
+    reaching[(size_t)j] *= kept;
     reaching_size[(size_t)j] *= kept;
     mean += weight * reaching[(size_t)j];
     mean_size += weight * reaching_size[(size_t)j];
@@ -79,7 +82,8 @@ void expect_row(const Case &c, const Gradients &g, int64_t b, int64_t h, int64_t
   for (int64_t j = 0; j < c.kv_len; ++j) {
     if (scores[j] == minus_infinity) continue;
     const double weight = std::exp(scores[j] - lse);
-    const int64_t distance = h * c.distances() + j - i + p.distance_offset, in_sample = b * c.heads * c.distances() + distance;
+    const int64_t distance = h * c.distances() + j - i + p.distance_offset,
+                  in_sample = b * c.heads * c.distances() + distance;
     const int64_t key = (b * c.kv_heads + kv_head) * c.kv_len + j;
     const double score = weight * (reaching[(size_t)j] - mean + from_lse);
     const double size = weight * (reaching_size[(size_t)j] + mean_size + std::fabs(from_lse));
@@ -112,7 +116,8 @@ Expected expect(const Case &c, const Gradients &g) {
   e.value.resize((size_t)(keys * c.value_dim));
   e.bias.resize(c.added.size());
   if (!c.db.empty()) e.distance_bias.resize((size_t)table);
-  if (!c.dk.empty()) e.distance_query.resize((size_t)(rows * c.head_dim)), e.distance_keys.resize((size_t)(table * c.head_dim));
+  if (!c.dk.empty())
+    e.distance_query.resize((size_t)(rows * c.head_dim)), e.distance_keys.resize((size_t)(table * c.head_dim));
   if (!c.dv.empty()) e.distance_values.resize((size_t)(table * c.value_dim));
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t h = 0; h < c.heads; ++h)

@@ -35,13 +35,16 @@ struct Tile {
 };
 
 /* One call; `given` has the normalisers, or they are found. */
-Tile run_weights(const Case &c, const Chosen &chosen, const Tile *given, bool wants_found, int32_t threads, int *status) {
+Tile run_weights(const Case &c, const Chosen &chosen, const Tile *given, bool wants_found, int32_t threads,
+                 int *status) {
   const int type = working(c.dtype);
-  const int64_t heads = (int64_t)chosen.heads.size(), rows = (int64_t)chosen.rows.size(), cols = (int64_t)chosen.cols.size();
+  const int64_t heads = (int64_t)chosen.heads.size(), rows = (int64_t)chosen.rows.size(),
+                cols = (int64_t)chosen.cols.size();
   Tile to{Rows(type, c.batch, heads, rows, 1, 0), Rows(type, c.batch, heads, rows, 1, 0),
           Rows(type, c.batch, heads, rows, cols, 0)};
   std::vector<int64_t> planted_cols = chosen.cols;
-  if (is_planted("column") && (cols == 1 ? planted_cols[0] > 0 : planted_cols[(size_t)cols - 2] + 1 < planted_cols.back()))
+  if (is_planted("column") &&
+      (cols == 1 ? planted_cols[0] > 0 : planted_cols[(size_t)cols - 2] + 1 < planted_cols.back()))
     --planted_cols.back();
   const regard_problem p = handed_over(c, threads);
   regard_weights_arguments a = {};
@@ -115,7 +118,8 @@ void check_weights(const Case &c, const Expected &e, const Forwarded &forwarded)
 namespace {
 
 enum { kEntropy, kMaxLogit, kSinkShare, kDistance, kReceived, kPooled, kTopWeights, kOutputs };
-const char *const names[kOutputs] = {"entropy", "max_logit", "sink_share", "distance", "received", "pooled", "top_weights"};
+const char *const names[kOutputs] = {"entropy",  "max_logit", "sink_share", "distance",
+                                     "received", "pooled",    "top_weights"};
 
 struct Statistics {
   Rows of[kOutputs];
@@ -134,7 +138,11 @@ Statistics run_statistics(const Case &c, const Wanted &wanted, int32_t threads, 
   void *to[kOutputs] = {};
   for (int i = 0; i < kOutputs; ++i) {
     if (!(wanted.outputs >> i & 1) || (i == kTopWeights && wanted.top_count == 0)) continue;
-    s.of[i] = Rows(type, c.batch, c.heads, lengths[i], i == kPooled ? wanted.side : i == kTopWeights ? wanted.top_count : 1, 0);
+    s.of[i] = Rows(type, c.batch, c.heads, lengths[i],
+                   i == kPooled       ? wanted.side
+                   : i == kTopWeights ? wanted.top_count
+                                      : 1,
+                   0);
     to[i] = s.of[i].memory.get();
   }
   if (to[kTopWeights]) s.top_keys.assign((size_t)(c.batch * c.heads * c.q_len * wanted.top_count), -1);
@@ -194,11 +202,13 @@ void check_top_of_row(const Case &c, const double *scores, const int64_t *keys, 
   std::vector<char> listed((size_t)c.kv_len, 0);
   const int64_t visible = c.kv_len - std::count(scores, scores + c.kv_len, -INFINITY), found = std::min(visible, count);
   for (int64_t i = 0; i < count; ++i) {
-    if (keys[i] < 0 || keys[i] >= c.kv_len || listed[(size_t)keys[i]]) return fail(c, "top_keys", "outside, or listed twice");
+    if (keys[i] < 0 || keys[i] >= c.kv_len || listed[(size_t)keys[i]])
+      return fail(c, "top_keys", "outside, or listed twice");
     listed[(size_t)keys[i]] = 1;
     if ((scores[keys[i]] != -INFINITY) != (i < found)) return fail(c, "top_keys", "those without weight come last");
     if (i >= found && weights[i] != 0) return fail(c, "top_weights", "filled up with another weight than 0");
-    if (i > 0 && i < found && !in_order(c, scores, keys[i - 1], keys[i], error)) return fail(c, "top_keys", "not in order");
+    if (i > 0 && i < found && !in_order(c, scores, keys[i - 1], keys[i], error))
+      return fail(c, "top_keys", "not in order");
   }
   for (int64_t key = 0; found > 0 && key < c.kv_len; ++key)
     if (!listed[(size_t)key] && scores[key] != -INFINITY && !in_order(c, scores, keys[found - 1], key, error))
@@ -232,7 +242,8 @@ void check_statistics(const Case &c, const Expected &e) {
   Sums expected[kOutputs];
   expect_statistics(c, e, wanted.side, expected);
   for (int i = 0; i < kTopWeights; ++i)
-    compare(c, names[i], s.of[i].numbers(), expected[i], relative + (double)c.q_len * rounding(REGARD_F64), working(c.dtype));
+    compare(c, names[i], s.of[i].numbers(), expected[i], relative + (double)c.q_len * rounding(REGARD_F64),
+            working(c.dtype));
   if (wanted.top_count) check_top(c, e, s, wanted.top_count, relative);
 
   wanted.outputs = (unsigned)random.bits(); /* and not all of them */

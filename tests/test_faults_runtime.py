@@ -67,7 +67,7 @@ def test_f49_without_gradients(backend, context):
     oracles.assert_same(output.clone(), expected)
 
 
-@composed_or_fused
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "auto"])
 @pytest.mark.parametrize("options", [{}, {"mask": Causal()}, {"position": ALiBi(HEADS)}], ids=str)
 def test_f49_vmap(backend, options):
     inputs = [torch.randn(3, *tensor.shape) for tensor in tensors()]
@@ -86,6 +86,10 @@ def test_f49_vmap_is_refused_by_flex_by_name():
 
 def test_f49_second_derivative_is_right_or_refused_by_name():
     inputs = [tensor.requires_grad_() for tensor in tensors()]
+    refusals = {
+        "native": (regard.UnsupportedError, "native: it has no second derivative"),
+        "sdpa": (RuntimeError, r"derivative for .*flash_attention_for_cpu_backward"),
+    }
     for backend in ("native", "eager", "sdpa"):
         output = regard.attention(*inputs, backend=backend)
         (gradient,) = torch.autograd.grad(output.square().sum(), inputs[0], create_graph=True)
@@ -94,7 +98,8 @@ def test_f49_second_derivative_is_right_or_refused_by_name():
             assert second.isfinite().all()
             assert second.abs().max() > 0
         else:
-            with pytest.raises(RuntimeError, match=r"derivative for .*flash_attention_for_cpu_backward"):
+            kind, words = refusals[backend]
+            with pytest.raises(kind, match=words):
                 torch.autograd.grad(gradient.square().sum(), inputs[0])
 
 
@@ -111,6 +116,8 @@ def test_f49_forward_mode_is_right_or_refused_by_name():
     oracles.assert_within(attend(query, "eager"), (ends[0] - ends[1]) / (2 * step), 1e-8)
     with pytest.raises(NotImplementedError, match="forward AD"):
         attend(query, "sdpa")
+    with pytest.raises(regard.UnsupportedError, match=r"native: it has no rule for torch\.func"):
+        attend(query, "native")
 
 
 # ------------------------------------------------------------------------------------ F50: compilation
@@ -127,7 +134,15 @@ COMPILED = {
 
 @pytest.mark.parametrize(
     ("backend", "name"),
-    [("eager", "shaw"), ("eager", "dropout"), ("sdpa", "alibi"), ("sdpa", "mask"), ("auto", "plain"), ("auto", "rope")],
+    [
+        ("eager", "shaw"),
+        ("eager", "dropout"),
+        ("sdpa", "alibi"),
+        ("sdpa", "mask"),
+        ("auto", "plain"),
+        ("auto", "rope"),
+        *(("native", name) for name in COMPILED),
+    ],
 )
 def test_f50_twenty_lengths_compile_at_most_twice_again(backend, name):
     torch._dynamo.reset()
@@ -139,7 +154,15 @@ def test_f50_twenty_lengths_compile_at_most_twice_again(backend, name):
     assert counter.frame_count <= 3, f"{counter.frame_count} graphs for 20 lengths"
 
 
-@pytest.mark.parametrize(("backend", "name"), [("eager", "shaw"), ("sdpa", "mask"), ("auto", "rope")])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("eager", "shaw"),
+        ("sdpa", "mask"),
+        ("auto", "rope"),
+        *(("native", name) for name in COMPILED if name != "dropout"),  # whose seed is drawn
+    ],
+)
 @pytest.mark.parametrize("poison", [None, 0, 1, 2])
 def test_f50_compiled_is_as_not_compiled_also_with_nan(backend, name, poison):
     torch._dynamo.reset()
@@ -195,9 +218,10 @@ def test_f51_first_and_second_derivatives(name):
 
 
 @pytest.mark.parametrize("options", [{}, {"mask": Causal()}], ids=str)
-def test_f51_derivative_of_the_fused_backend(options):
+@pytest.mark.parametrize("backend", ["native", "sdpa"])
+def test_f51_derivative_of_the_fused_backends(options, backend):
     inputs = [torch.randn(1, 2, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(functools.partial(regard.attention, backend="sdpa", **options), inputs)
+    assert torch.autograd.gradcheck(functools.partial(regard.attention, backend=backend, **options), inputs)
 
 
 # ------------------------------------------------------------------------------------ F52, F53: threads, processes
@@ -207,7 +231,8 @@ def test_f52_threads_with_different_backends_flip_no_flag():
     inputs = tensors(33, 33, 33)
     flags = (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.math_sdp_enabled)
     before = [flag() for flag in flags]
-    expected = {name: regard.attention(*inputs, mask=Causal(), backend=name) for name in ("eager", "sdpa", "flex")}
+    names = ("native", "eager", "sdpa", "flex")
+    expected = {name: regard.attention(*inputs, mask=Causal(), backend=name) for name in names}
     failures = []
 
     def work(name):
@@ -217,7 +242,7 @@ def test_f52_threads_with_different_backends_flip_no_flag():
             if [flag() for flag in flags] != before:
                 failures.append("flags")
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in ("eager", "sdpa", "flex", "sdpa") * 2]
+    threads = [threading.Thread(target=work, args=(name,)) for name in names * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -226,7 +251,7 @@ def test_f52_threads_with_different_backends_flip_no_flag():
 
 
 def test_f53_fork_after_use():
-    # OpenMP's threads do not survive a fork, so the child asks for one, as torch's own data loader does.
+    # The threads of torch's own operations do not survive a fork, so the child asks for one, as its data loader does.
     code = (
         "import os, torch, regard\n"
         "inputs = [torch.randn(1, 2, 64, 8) for _ in range(3)]\n"
@@ -264,7 +289,7 @@ def _spawned(inputs, options):
 # ------------------------------------------------------------------------------------ F54-F56: repeats, batches, caches
 
 
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", ["native", "eager", "sdpa"])
 def test_f54_a_hundred_repetitions_give_the_same_bits(backend):
     case = made(33, 33, mask=Causal())
     function = functools.partial(regard.attention, backend=backend)

@@ -46,7 +46,7 @@ def test_works_when_every_optional_package_is_absent():
         f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL!r}))\n"  # None there: the import fails
         "import regard, torch\n"
         "q = torch.randn(1, 4, 6, 8)\n"
-        "for backend in ('auto', 'eager', 'sdpa', 'flex'):\n"
+        "for backend in ('auto', 'native', 'eager', 'sdpa', 'flex'):\n"
         "    regard.attention(q, q, q, mask=regard.masks.Causal(), backend=backend)\n"
         "try:\n"
         "    regard.masks.Causal().draw()\n"
@@ -136,11 +136,12 @@ def test_dispatch_prints_a_table():
 
     query = torch.randn(1, 2, 4, 8)
     table = regard.dispatch(query, query, query, softcap=2.0)
-    assert table.chosen == "eager"
+    assert table.chosen == "native"
     assert str(table).splitlines() == [
-        "sdpa   refused    it has no softcap",
-        "eager  chosen     plain torch operations; memory grows with q_len x kv_len",
-        "flex   supported  unfused below 4 M scores, where compiling would cost more than it saves",
+        "native  chosen     fused kernel that skips masked blocks; memory grows with length",
+        "sdpa    refused    it has no softcap",
+        "eager   supported  plain torch operations; memory grows with q_len x kv_len",
+        "flex    supported  unfused below 4 M scores, where compiling would cost more than it saves",
     ]
     named = regard.dispatch(query, query, query, softcap=2.0, backend="sdpa")
     assert named.chosen is None

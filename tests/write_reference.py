@@ -31,7 +31,7 @@ ROOMS = ("regard", "regard.masks", "regard.positions", "regard.reference")
 BACKENDS = ("native", "sdpa", "eager", "flex")
 START, END = "<!-- backends: written by tests/write_reference.py -->", "<!-- backends: end -->"
 ANSWERS = {"en": ("yes", "no"), "zh": ("是", "否")}
-HEADINGS = {"en": "| asked for | sdpa | eager | flex |", "zh": "| 所求 | sdpa | eager | flex |"}
+HEADINGS = {"en": "| asked for | native | sdpa | eager | flex |", "zh": "| 所求 | native | sdpa | eager | flex |"}
 
 HOW_WRITTEN = (
     "Written by `python -m tests.write_reference` from the code; a test fails when it is out of date. The full text of "
@@ -134,7 +134,7 @@ CASES = (
 def backends_table(language: str) -> str:
     """The table of the READMEs: yes or no for each case and backend."""
     yes, no = ANSWERS[language]
-    rows = [HEADINGS[language], "|---|---|---|---|"]
+    rows = [HEADINGS[language], "|---|---|---|---|---|"]
     for case in CASES:
         answers = case.answers()
         cells = (no if answers[name].status == "refused" else yes for name in BACKENDS)
@@ -199,7 +199,7 @@ def _first_paragraph(found: Any) -> str:
 
 
 def _reasons() -> str:
-    rows = [HEADINGS["en"], "|---|---|---|---|"]
+    rows = [HEADINGS["en"], "|---|---|---|---|---|"]
     for case in CASES:
         answers = case.answers()
         cells = (f"no: {answers[n].reason}" if answers[n].status == "refused" else "yes" for n in BACKENDS)

@@ -3,7 +3,7 @@
 `regard.attention` computes exact attention with every option honoured or refused; `regard.reference`
 is the float64 oracle it is checked against; `regard.masks` say which pairs may attend and
 `regard.positions` how distance matters; `regard.observe` shows the weights of any model without
-taking its fused kernels away.
+taking its fused kernels away; `regard.activate` gives every model the native core.
 
 Names are imported when they are first used, so that `regard --help` need not wait for torch.
 """
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from regard._errors import RegardError as RegardError
     from regard._errors import ShapeError as ShapeError
     from regard._errors import UnsupportedError as UnsupportedError
+    from regard.integrations.torch_sdpa import activate as activate
+    from regard.integrations.torch_sdpa import deactivate as deactivate
     from regard.observation import Observation as Observation
     from regard.observation import ObservedLayer as ObservedLayer
     from regard.observation import Statistics as Statistics
@@ -55,6 +57,7 @@ __getattr__ = lazily(
             "ShapeError",
             "UnsupportedError",
         ),
+        "regard.integrations.torch_sdpa": ("activate", "deactivate"),
         "regard.observation": ("Observation", "ObservedLayer", "Statistics", "observe", "statistics", "weights"),
     },
 )
@@ -75,7 +78,9 @@ __all__ = [
     "Statistics",
     "UnsupportedError",
     "__version__",
+    "activate",
     "attention",
+    "deactivate",
     "dispatch",
     "masks",
     "observe",

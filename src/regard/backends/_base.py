@@ -47,9 +47,14 @@ class Problem:
     seed: int | Tensor | None
     return_lse: bool
 
-    @cached_property
+    @property
     def finite(self) -> bool | None:
         """Whether query, key and value hold only finite numbers, read when first asked; None where it cannot be."""
+        # The compiler cannot trace the lock of a cached property.
+        return None if torch.compiler.is_compiling() else self._finite
+
+    @cached_property
+    def _finite(self) -> bool | None:
         return all_finite(self.query, self.key, self.value)
 
     @property

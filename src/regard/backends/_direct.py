@@ -7,10 +7,14 @@ tensor subclasses) takes the operators in `_ops.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack  # pyright: ignore[reportPrivateUsage] - no public question
+from torch._C._functorch import maybe_current_level
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from regard._errors import UnsupportedError
@@ -23,14 +27,14 @@ _Found = tuple[Tensor, Tensor | None]
 def attend(inputs: Inputs, *, with_lse: bool) -> _Found:
     """Output, and the lse when asked for; by the short way when the call is plain."""
     if not _is_plain(inputs):
-        from regard.backends import _ops  # noqa: F401 - registers the operators on first use
+        from regard.backends import _ops  # registers the operators on first use
 
-        output, lse, _ = torch.ops.regard.attention(*inputs)
+        output, lse, _ = _ops.attention(inputs)
         return output, lse if with_lse else None
     if torch.is_grad_enabled():
         learned = [getattr(inputs, name) for name in DIFFERENTIABLE]
         if any(tensor is not None and tensor.requires_grad for tensor in learned):
-            output, lse = _Attention.apply(inputs, *learned)
+            output, lse = _differentiable(inputs, *learned)
             return output, lse if with_lse else None
     output, lse, _ = forward(inputs, with_lse=with_lse)
     return output, lse
@@ -39,11 +43,21 @@ def attend(inputs: Inputs, *, with_lse: bool) -> _Found:
 def is_observed() -> bool:
     """Does something trace or transform the calls of torch?"""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001 - torch has no public question
-        or torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001
-        or torch.jit.is_tracing()
+        torch.compiler.is_compiling() or is_transformed() or _len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] - documented all the same
     )
+
+
+def is_transformed() -> bool:
+    """Is a transform of torch.func (vmap, grad, jvp) at work?"""
+    return maybe_current_level() is not None
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Does forward-mode differentiation follow one of these?"""
+    if forward_ad._current_level < 0:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        return False
+    unpack = cast("Callable[[Tensor], Any]", forward_ad.unpack_dual)  # pyright: ignore[reportUnknownMemberType]
+    return any(tensor is not None and unpack(tensor).tangent is not None for tensor in tensors)
 
 
 def _is_plain(inputs: Inputs) -> bool:
@@ -62,14 +76,15 @@ class _Attention(torch.autograd.Function):
         return output, lse
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        grad_output, grad_lse = grad_outputs
         output, lse, low, *learned = ctx.saved_tensors
         if grad_output is None:
             grad_output = torch.zeros_like(output)
         inputs = ctx.inputs._replace(**dict(zip(DIFFERENTIABLE, learned, strict=True)))
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # with create_graph=True
-            return (None, *_Gradients.apply(inputs, wanted, low, grad_output, grad_lse, output, lse, *learned))
+            return (None, *_gradients(inputs, wanted, low, grad_output, grad_lse, output, lse, *learned))
         return (None, *backward(inputs, grad_output, grad_lse, (output, lse, low), wanted))
 
 
@@ -96,3 +111,8 @@ class _Gradients(torch.autograd.Function):
             {"native": "it has no second derivative"},
             do="Take backend='eager' where gradients are differentiated again.",
         )
+
+
+# torch leaves `apply` without a type.
+_differentiable = cast("Callable[..., tuple[Tensor, Tensor]]", _Attention.apply)  # pyright: ignore[reportUnknownMemberType]
+_gradients = cast("Callable[..., tuple[Tensor | None, ...]]", _Gradients.apply)  # pyright: ignore[reportUnknownMemberType]

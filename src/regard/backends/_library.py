@@ -198,6 +198,7 @@ FUNCTIONS: dict[str, tuple[type, list[type]]] = {
     "regard_backward_splits": (c_int64, [POINTER(Problem)]),
     "regard_weights": (c_int, [POINTER(Problem), POINTER(WeightsArguments)]),
     "regard_statistics": (c_int, [POINTER(Problem), POINTER(StatisticsResults)]),
+    "regard_fma_peak": (c_double, [c_int32, c_int32, c_double]),
     "regard_pack_mask": (c_int, [POINTER(Pairs), c_int64, c_int64, c_int64, c_int64, c_void_p, c_int32]),
 }
 """What each function returns and takes. The first two are asked before anything else is."""

@@ -22,17 +22,18 @@ _INPUTS = (
     "SymInt distance_offset, Tensor? distance_bias, Tensor? distance_query, Tensor? distance_keys, "
     "Tensor? distance_values, Tensor? sink, Tensor? seed, float dropout_p"
 )
-_POSITIONS = tuple(Inputs._fields.index(name) for name in DIFFERENTIABLE)
+_PLACES = tuple(Inputs._fields.index(name) for name in DIFFERENTIABLE)
 
-torch.library.define("regard::attention", f"({_INPUTS}) -> (Tensor output, Tensor lse, Tensor lse_low)")
-torch.library.define(
+_library: Any = torch.library  # whose functions have types for some of their arguments only
+_library.define("regard::attention", f"({_INPUTS}) -> (Tensor output, Tensor lse, Tensor lse_low)")
+_library.define(
     "regard::attention_backward",
     f"(Tensor grad_output, Tensor? grad_lse, Tensor output, Tensor lse, Tensor lse_low, bool[] wanted, {_INPUTS})"
     " -> Tensor[]",
 )
 
 
-@torch.library.impl("regard::attention", "CPU")
+@_library.impl("regard::attention", "CPU")
 def _attention(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     output, lse, low = forward(Inputs(*arguments))
     if lse is None or low is None:
@@ -40,7 +41,7 @@ def _attention(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return output, lse, low
 
 
-@torch.library.impl("regard::attention_backward", "CPU")
+@_library.impl("regard::attention_backward", "CPU")
 def _attention_backward(  # noqa: PLR0917 - the operator's signature
     grad_output: Tensor,
     grad_lse: Tensor | None,
@@ -54,7 +55,7 @@ def _attention_backward(  # noqa: PLR0917 - the operator's signature
     return [gradient for gradient in gradients if gradient is not None]
 
 
-@torch.library.register_fake("regard::attention")
+@_library.register_fake("regard::attention")
 def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = Inputs(*arguments)
     rows = inputs.query.shape[:3]
@@ -62,7 +63,7 @@ def _attention_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return new_output(inputs.query, inputs.value), lse, torch.empty_like(lse)
 
 
-@torch.library.register_fake("regard::attention_backward")
+@_library.register_fake("regard::attention_backward")
 def _attention_backward_fake(*given: Any) -> list[Tensor]:
     *_, wanted = given[:6]
     inputs = Inputs(*given[6:])
@@ -88,7 +89,7 @@ def _differentiate(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None
     arguments = list(ctx.others)
     for place, tensor in zip(ctx.places, tensors, strict=True):
         arguments[place] = tensor
-    wanted = [arguments[place] is not None and ctx.needs_input_grad[place] for place in _POSITIONS]
+    wanted = [arguments[place] is not None and ctx.needs_input_grad[place] for place in _PLACES]
     found: list[Tensor | None] = [None] * len(arguments)
     if grad_output is None and grad_lse is None:
         return tuple(found)
@@ -96,7 +97,7 @@ def _differentiate(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None
         grad_output = torch.zeros_like(output)
     gradients = torch.ops.regard.attention_backward(grad_output, grad_lse, output, lse, lse_low, wanted, *arguments)
     given = iter(gradients)
-    for place, want in zip(_POSITIONS, wanted, strict=True):
+    for place, want in zip(_PLACES, wanted, strict=True):
         found[place] = next(given) if want else None
     return tuple(found)
 
@@ -107,5 +108,10 @@ def _refuse_twice(*_: Any) -> None:
     )
 
 
-torch.library.register_autograd("regard::attention", _differentiate, setup_context=_save)
-torch.library.register_autograd("regard::attention_backward", _refuse_twice)
+_library.register_autograd("regard::attention", _differentiate, setup_context=_save)
+_library.register_autograd("regard::attention_backward", _refuse_twice)
+
+
+def attention(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator: output, lse, and what rounding took from the lse."""
+    return torch.ops.regard.attention(*inputs)

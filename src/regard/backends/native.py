@@ -6,13 +6,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from regard._finite import all_finite, finite_part
 from regard.backends import _library
 from regard.backends._base import Backend, Problem, Support
-from regard.backends._direct import attend
+from regard.backends._direct import attend, has_tangent, is_transformed
 from regard.backends._native_call import Inputs
 from regard.masks._lowering import lower
+
+_compiler: Any = torch.compiler  # whose decorators have no types
+
+
+# The compiler cannot trace a call of the library; the answer stays what it is while it compiles.
+@_compiler.assume_constant_result
+def _why_absent() -> str | None:
+    return _library.why_absent()
 
 
 class Native(Backend):
@@ -22,17 +30,17 @@ class Native(Backend):
 
     def support(self, problem: Problem) -> Support:
         """Yes on CPU, unless the library is absent or a transform of torch.func is at work."""
-        absent = _library.why_absent()
+        absent = _why_absent()
         for refused, reason in (
             (problem.query.device.type != "cpu", f"it runs on cpu, not on {problem.query.device.type}"),
             (absent is not None, f"it is absent: {absent}"),
-            (_is_transformed(), "it has no rule for torch.func's transforms (vmap, grad, jvp)"),
+            (is_transformed(), "it has no rule for torch.func's transforms (vmap, grad, jvp)"),
             (_has_tangent(problem), "it has no forward-mode derivative"),
             (max(problem.sizes.q_len, problem.sizes.kv_len) >= 2**31, "its indices are 32 bits wide"),
         ):
             if refused:
                 return Support(ok=False, reason=reason)
-        return Support(ok=True, reason=f"fused kernel ({_library.isa()}) that skips masked blocks; memory O(n)")
+        return Support(ok=True, reason="fused kernel that skips masked blocks; memory grows with length")
 
     def run(self, problem: Problem) -> tuple[Tensor, Tensor | None]:
         """See `Backend.run`."""
@@ -40,15 +48,9 @@ class Native(Backend):
         return output, None if lse is None else lse.to(torch.float32)
 
 
-def _is_transformed() -> bool:
-    return torch._C._functorch.maybe_current_level() is not None  # noqa: SLF001 - torch has no public question
-
-
 def _has_tangent(problem: Problem) -> bool:
-    if forward_ad._current_level < 0:  # noqa: SLF001
-        return False
-    tensors = (problem.query, problem.key, problem.value, problem.bias, problem.sink)
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    learned = () if problem.position is None else problem.position.parameters()
+    return has_tangent(problem.query, problem.key, problem.value, problem.bias, problem.sink, *learned)
 
 
 def _arguments(problem: Problem) -> tuple[Any, ...]:
@@ -106,13 +108,17 @@ def _of_mask(problem: Problem) -> tuple[object, ...]:
 def _of_position(problem: Problem, query: Tensor, working: torch.dtype) -> tuple[object, ...]:
     """distance_offset, distance_bias, distance_query, distance_keys, distance_values."""
     position, sizes = problem.position, problem.sizes
-    terms = frozenset() if position is None else position.terms - {"rotation"}
-    if position is None or not terms or 0 in (sizes.q_len, sizes.kv_len):
+    if position is None or position.terms <= {"rotation"} or 0 in (sizes.q_len, sizes.kv_len):
         return (0, None, None, None, None)
+    terms = position.terms
     shift = sizes.kv_len - sizes.q_len if position.align == "bottom_right" else 0
     # A query's position is its index + shift, so the smallest distance is -(q_len - 1 + shift).
     distances = torch.arange(sizes.q_len + sizes.kv_len - 1, device=query.device) - (sizes.q_len - 1 + shift)
     content = "content" in terms
+    if content and not all_finite(query):
+        query = finite_part(
+            query
+        )  # its NaN is in the content query already; a row that sees nothing must not spread it
     return (
         sizes.q_len - 1,
         position.distance_bias(distances).to(working).unsqueeze(-1) if "bias" in terms else None,

@@ -16,16 +16,17 @@ import math
 import threading
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import attention as torch_attention
 
 from regard import _dropout
 from regard._errors import NativeError
 from regard.backends import _library
-from regard.backends._direct import attend
+from regard.backends._direct import attend, has_tangent
 from regard.backends._native_call import Inputs, backward, forward
 
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
@@ -38,7 +39,7 @@ class Activation:
     def __init__(self, *, owner: bool) -> None:
         self._owner = owner
 
-    def __enter__(self) -> Activation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -53,7 +54,7 @@ class Activation:
 
 
 _lock = threading.Lock()
-_registered: torch.library.Library | None = None
+_registered: Any = None
 _fast_path_before = True
 
 
@@ -62,6 +63,10 @@ def activate() -> Activation:
 
     Also a context manager: `with regard.activate(): ...` restores torch at its end. The seed of a dropout is drawn from
     torch's generator, so torch.manual_seed decides it; which weights are dropped differs from torch's own choice.
+
+    Naming it (`regard.activate`, or `import regard.integrations.torch_sdpa`) also enters "regard" in torch's own list:
+    `torch.nn.attention.activate_flash_attention_impl("regard")` does the same, and `restore_flash_attention_impl()`
+    undoes it.
 
     Raises:
         NativeError: the native core is absent; the message says why.
@@ -73,7 +78,7 @@ def activate() -> Activation:
     with _lock:
         if _registered is not None:
             return Activation(owner=False)
-        library = torch.library.Library("aten", "IMPL")  # noqa: TOR901 - kept until it is destroyed on purpose
+        library: Any = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():  # torch warns that a kernel is replaced; that is what was asked for
             warnings.filterwarnings("ignore", category=UserWarning)
             for name, kernel, key in _KERNELS:
@@ -81,6 +86,7 @@ def activate() -> Activation:
         _fast_path_before = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         _registered = library
+        _forget_what_was_resolved()
     return Activation(owner=True)
 
 
@@ -92,6 +98,14 @@ def deactivate() -> None:
             _registered._destroy()  # noqa: SLF001 - what torch's own implementations do
             torch.backends.mha.set_fastpath_enabled(_fast_path_before)
             _registered = None
+            _forget_what_was_resolved()
+
+
+def _forget_what_was_resolved() -> None:
+    """torch's Python side remembers which kernel it found for a key, and is not told when that changes."""
+    for name, *_ in _KERNELS:
+        operator: Any = getattr(torch.ops.aten, name).default
+        operator._dispatch_cache.clear()  # noqa: SLF001 - torch has no public way
 
 
 def is_active() -> bool:
@@ -160,7 +174,10 @@ def _serves(
         enable_gqa and query.dim() == _WIDE and key.shape[0] == query.shape[0] and heads[0] % key.shape[1] == 0
     ):
         return False
-    return attn_mask is None or (not is_causal and _fits(attn_mask, query, key))
+    if attn_mask is not None and (is_causal or not _fits(attn_mask, query, key)):
+        return False
+    given = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    return not any(map(is_functorch_wrapped_tensor, given)) and not has_tangent(*given)
 
 
 def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
@@ -168,8 +185,8 @@ def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
     shape = mask.shape
     return (
         mask.device == query.device
-        and (mask.dtype == torch.bool or mask.dtype == query.dtype)
-        and len(shape) <= len(full)
+        and mask.dtype in {torch.bool, query.dtype}
+        and 2 <= len(shape) <= len(full)
         and all(have in {1, want} for have, want in zip(reversed(shape), reversed(full), strict=False))
     )
 

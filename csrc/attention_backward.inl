@@ -65,7 +65,9 @@ struct Backward {
     Scalar *plain_grad_outputs;             /* [value_dim][64] */
     Scalar *distance_tile;                  /* [most_keys + 64][64] */
     Scalar *added_rows;                     /* [most_keys + 64][width] */
-    Scalar *lse, *lse_low, *means;          /* [64]; in units of log2, and D */
+    Scalar *lse, *lse_low, *means;          /* [64]; the last is D */
+    int64_t *alone;                         /* 1: one tile has all keys that the block sees */
+    int64_t *natural;                       /* 1: lse is a natural logarithm, else in units of log2 */
     Scalar *rows;                           /* [64][columns] */
     uint64_t *words, *kept;
     Scalar *sums;                           /* dK and dV: [kv_len][key_columns], [kv_len][value_columns] */
@@ -102,6 +104,8 @@ struct Backward {
     s->lse = numbers(kBlock);
     s->lse_low = numbers(kBlock);
     s->means = numbers(kBlock);
+    s->natural = (int64_t *)take_aligned(&cursor, 8);
+    s->alone = (int64_t *)take_aligned(&cursor, 8);
     s->rows = numbers(2 * kBlock * columns);
     s->words = (uint64_t *)take_aligned(&cursor, most_keys * 8);
     s->kept = (uint64_t *)take_aligned(&cursor, p.drop_below ? most_keys * 8 : 0);
@@ -180,6 +184,9 @@ struct Backward {
 
   void block(const Scratch &s, const Visible &v, int64_t split) {
     begin(s, v);
+    int64_t tiles = 0;
+    v.for_each_run([&](const Run &run) { tiles += (run.end - run.first + most_keys - 1) / most_keys; });
+    *s.alone = tiles == 1;
     v.for_each_run([&](const Run &run) {
       for (int64_t key = run.first; key < run.end; key += most_keys) {
         const int64_t end = key + most_keys < run.end ? key + most_keys : run.end;
@@ -211,19 +218,8 @@ struct Backward {
     load_rows(grads, a.grad_output.row_stride, v.rows, p.value_dim, value_columns, s, s.grad_outputs,
               s.grad_output_rows);
     const int64_t first_row = (v.batch * p.heads + v.head) * p.q_len + first;
-    for (int64_t lane = 0; lane < kBlock; ++lane) {
-      if (lane >= v.rows) { /* weights of lanes without a query are 0 */
-        s.lse[lane] = (Scalar)INFINITY;
-        s.lse_low[lane] = s.means[lane] = 0;
-        continue;
-      }
-      const double low = a.lse_low ? (double)((const Scalar *)a.lse_low)[first_row + lane] : 0.0;
-      const double lse = ((double)((const Scalar *)a.lse)[first_row + lane] + low) * kLog2E;
-      const bool empty = lse == -INFINITY;
-      s.lse[lane] = empty ? (Scalar)INFINITY : (Scalar)lse;
-      s.lse_low[lane] = empty ? Scalar(0) : (Scalar)(lse - (double)(Scalar)lse);
-      s.means[lane] = mean_of(s, v, grads, lane) - (a.grad_lse ? ((const Scalar *)a.grad_lse)[first_row + lane] : Scalar(0));
-    }
+    load_lse(s, v, first_row);
+    load_means(s, v, grads, first_row);
     memset(s.grad_queries, 0, (size_t)(p.head_dim * kBlock) * sizeof(Scalar));
     if (p.distance_keys.data) {
       const Scalar *met = row_of<Scalar>(p.distance_query, v.batch, v.head, first);
@@ -241,15 +237,53 @@ struct Backward {
     }
   }
 
-  /* D of one query: the sum of output times its gradient. */
-  Scalar mean_of(const Scratch &s, const Visible &v, const Storage *grads, int64_t lane) const {
-    const Storage *outputs = row_of<Storage>(a.output, v.batch, v.head, v.block * kBlock + lane);
-    Scalar *wide_grads = s.rows, *wide_outputs = s.rows + p.value_dim;
-    widen(grads + lane * a.grad_output.row_stride, p.value_dim, wide_grads);
-    widen(outputs, p.value_dim, wide_outputs);
-    double total = 0; /* its error would reach every key of the row */
-    for (int64_t i = 0; i < p.value_dim; ++i) total += (double)wide_grads[i] * (double)wide_outputs[i];
-    return (Scalar)total;
+  /* The lse of each query, as the weights need it: see `weight_of`. Weights of lanes without a query, and of queries that
+   * see nothing, are 0. */
+  void load_lse(const Scratch &s, const Visible &v, int64_t first_row) const {
+    const Scalar *lse = (const Scalar *)a.lse + first_row, *low = (const Scalar *)a.lse_low;
+    *s.natural = !plain;
+    for (int64_t lane = 0; lane < v.rows; ++lane)
+      if (lse[lane] - lse[lane] == 0 && !(fabs((double)lse[lane]) < kHuge)) *s.natural = 1;
+    for (int64_t lane = 0; lane < kBlock; ++lane) {
+      s.lse[lane] = (Scalar)INFINITY;
+      s.lse_low[lane] = 0;
+      if (lane >= v.rows || lse[lane] == -(Scalar)INFINITY) continue;
+      const double rest = low ? (double)low[first_row + lane] : 0.0;
+      const double exponent = ((double)lse[lane] + rest) * kLog2E;
+      s.lse[lane] = *s.natural ? lse[lane] : (Scalar)exponent;
+      s.lse_low[lane] = *s.natural ? (Scalar)(rest * kLog2E) : (Scalar)(exponent - (double)(Scalar)exponent);
+    }
+  }
+
+  /* D of each query: the sum of output times its gradient, minus that of the lse. */
+  void load_means(const Scratch &s, const Visible &v, const Storage *grads, int64_t first_row) const {
+    const Storage *outputs = row_of<Storage>(a.output, v.batch, v.head, v.block * kBlock);
+    memset(s.means, 0, kBlock * sizeof(Scalar));
+    if constexpr (Core::step_width == 1) {
+      /* Element after element, as dP is summed: then P (dP - D) of a query that sees one key is 0 and not a rounding. */
+      Scalar *rows = s.rows, *tile = s.rows + kBlock * p.value_dim;
+      for (int64_t row = 0; row < v.rows; ++row)
+        widen(outputs + row * a.output.row_stride, p.value_dim, rows + row * p.value_dim);
+      rows_to_tile(rows, p.value_dim * (int64_t)sizeof(Scalar), v.rows, p.value_dim, tile);
+      for (int lane = 0; lane < v.groups() * kGroup; lane += width) {
+        Vector sum = Vector{};
+        for (int64_t i = 0; i < p.value_dim; ++i)
+          sum = multiply_add(load((const Scalar *)s.grad_outputs + i * kBlock + lane), load(tile + i * kBlock + lane), sum);
+        store(s.means + lane, sum);
+      }
+    } else {
+      Scalar *wide_grads = s.rows, *wide_outputs = s.rows + p.value_dim;
+      for (int64_t lane = 0; lane < v.rows; ++lane) {
+        widen(grads + lane * a.grad_output.row_stride, p.value_dim, wide_grads);
+        widen(outputs + lane * a.output.row_stride, p.value_dim, wide_outputs);
+        Scalar total = 0;
+        for (int64_t i = 0; i < p.value_dim; ++i) total += wide_grads[i] * wide_outputs[i];
+        s.means[lane] = total;
+      }
+    }
+    if (a.grad_lse)
+      for (int64_t lane = 0; lane < v.rows; ++lane) s.means[lane] -= ((const Scalar *)a.grad_lse)[first_row + lane];
+    for (int64_t lane = v.rows; lane < kBlock; ++lane) s.means[lane] = 0;
   }
 
   struct TileRange {
@@ -329,18 +363,53 @@ struct Backward {
     finish_scores(at, t.first, t.first + t.keys, t.first_group, t.end_group);
   }
 
+  /* D from the weights and dP themselves, where they are all at hand: what rounding took from the output is not in it. */
+  void exact_means(const Scratch &s, const Visible &v, const Run &run, const TileRange &t) const {
+    const Vector unit = broadcast(unit_of<Scalar>(p)), scale = broadcast((Scalar)p.scale), none = Vector{};
+    const Vector grown = broadcast((Scalar)p.keep_scale);
+    const int64_t first_row = (v.batch * p.heads + v.head) * p.q_len + v.block * kBlock;
+    for (int column = 0; column < t.columns; ++column) {
+      const int lane = t.first_lane + column * width;
+      const Vector lse = load(s.lse + lane), low = load(s.lse_low + lane);
+      Vector sum = none;
+      for (int64_t key = 0; key < t.keys; ++key) {
+        Vector weight = weight_of(load(s.scores + key * kBlock + lane), *s.natural, unit, scale, lse, low);
+        Vector back = load(s.products + key * kBlock + lane);
+        if (p.drop_below) back = back * where_bit(s.kept[key], lane, grown, none);
+        if (run.masked()) {
+          weight = where_bit(s.words[key], lane, weight, none);
+          back = where_bit(s.words[key], lane, back, none);
+        }
+        sum = multiply_add(weight, back, sum);
+      }
+      store(s.means + lane, sum);
+    }
+    if (a.grad_lse)
+      for (int64_t lane = t.first_lane; lane < t.first_lane + t.queries; ++lane)
+        s.means[lane] -= ((const Scalar *)a.grad_lse)[first_row + lane];
+  }
+
+  /* The weight of a score in a tile. Huge scores, and those that are natural logarithms already, are compared before they
+   * are multiplied. */
+  REGARD_INLINE Vector weight_of(Vector score, bool natural, Vector unit, Vector scale, Vector lse, Vector low) const {
+    if (!natural) return exact_weight(score, unit, lse, low);
+    return weight_below(plain ? rounded_product(score, scale) : score, lse, broadcast((Scalar)kLog2E), low);
+  }
+
   /* scores = P with its dropout, products = P (dP - D) scale: what comes back through the softmax. */
   void slant(const Scratch &s, const Visible &v, const Run &run, const TileRange &t) const {
     const Vector unit = broadcast(unit_of<Scalar>(p)), scale = broadcast((Scalar)p.scale);
     const Vector grown = broadcast((Scalar)p.keep_scale), none = Vector{};
     if (p.drop_below) dropout_words(p, v.batch, v.head, v.block * kBlock, t.first, t.first + t.keys, s.kept);
+    const bool natural = *s.natural;
+    if (*s.alone) exact_means(s, v, run, t);
     const bool through_softmax_only = !plain; /* the scale comes after the bias and the softcap: see bend */
     for (int column = 0; column < t.columns; ++column) {
       const int lane = t.first_lane + column * width;
       const Vector lse = load(s.lse + lane), low = load(s.lse_low + lane), mean = load(s.means + lane);
       for (int64_t key = 0; key < t.keys; ++key) {
         Scalar *score = s.scores + key * kBlock + lane, *product = s.products + key * kBlock + lane;
-        Vector weight = exact_weight(load(score), unit, lse, low);
+        Vector weight = weight_of(load(score), natural, unit, scale, lse, low);
         if (run.masked()) weight = where_bit(s.words[key], lane, weight, none); /* also where the lse is NaN */
         Vector back = load(product), shown = weight;
         if (p.drop_below) {
@@ -384,12 +453,13 @@ struct Backward {
       constexpr int64_t stride = kBlock / 2;
       for (int column = 0; column < t.columns; ++column) {
         const int lane = t.first_lane + column * width;
-        const Floats lse = load(s.lse + lane), mean = load(s.means + lane);
+        const Floats lse = load(s.lse + lane), low = load(s.lse_low + lane), mean = load(s.means + lane);
         for (int64_t key = 0; key < t.keys; key += 2) {
           Floats slants[2] = {Floats{}, Floats{}};
           for (int64_t i = 0; i < 2 && key + i < t.keys; ++i) {
             const int64_t at = (key + i) * kBlock + lane;
-            Floats weight = power_of_two<Core::precision>(multiply_add(load(s.scores + at), unit, -lse));
+            Floats weight = *s.natural ? weight_of(load(s.scores + at), true, unit, scale, lse, low)
+                                       : power_of_two<Core::precision>(multiply_add(load(s.scores + at), unit, -lse));
             slants[i] = weight * scale * (load(s.products + at) - mean);
             if (run.masked()) {
               weight = where_bit(s.words[key + i], lane, weight, Floats{});
@@ -554,6 +624,7 @@ struct Backward {
 
   void bias_block(const Scratch &s, const Visible &v) const {
     begin(s, v);
+    *s.alone = 0;
     v.for_each_run([&](const Run &run) {
       for (int64_t key = run.first; key < run.end; key += most_keys) {
         const TileRange t(v, run, key, key + most_keys < run.end ? key + most_keys : run.end);

@@ -163,11 +163,11 @@ struct Decode {
     for (int64_t lane = width; lane < lanes; lane += width) most = larger(most, load(scores + lane));
     Scalar new_highest = *highest;
     for (int i = 0; i < width; ++i) new_highest = most[i] > new_highest ? most[i] : new_highest;
-    const Scalar below = new_highest == -(Scalar)INFINITY ? Scalar(0) : new_highest * -unit;
-    const Vector factor = power_of_two<6>(broadcast(*highest * unit + below));
+    const Scalar top = new_highest == -(Scalar)INFINITY ? Scalar(0) : new_highest;
+    const Vector factor = power_of_two<6>(broadcast((*highest - top) * unit));
     Vector total = Vector{};
     for (int64_t lane = 0; lane < lanes; lane += width) {
-      const Vector weight = power_of_two<6>(multiply_add(load(scores + lane), broadcast(unit), broadcast(below)));
+      const Vector weight = power_of_two<6>((load(scores + lane) - broadcast(top)) * broadcast(unit));
       total = total + weight;
       store(scores + lane, weight);
     }
@@ -195,41 +195,46 @@ struct Decode {
 
   void merge(int64_t owner) {
     const int64_t kv_head = owner % p.kv_heads, batch = owner / p.kv_heads;
-    const Scalar unit = unit_of<Scalar>(p); /* and its products as `weigh` rounded them */
+    const double unit = (double)unit_of<Scalar>(p);
     Scalar probe = 0;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t head = kv_head * group + row / p.q_len, query = row % p.q_len;
       Scalar *first = parts + owner * stretches * part_size();
-      double highest = -INFINITY, sum = 0;
+      Scalar highest = -(Scalar)INFINITY;
       for (int64_t i = 0; i < stretches; ++i) {
-        const double other = (double)(first[i * part_size() + rows * columns + row] * unit);
-        if (other > highest) highest = other;
+        const Scalar other = first[i * part_size() + rows * columns + row];
+        if (!(other <= highest)) highest = other;
       }
-      const bool empty = highest == -INFINITY;
+      int64_t start, end;
+      find_range(batch, head, query, &start, &end);
+      const bool empty = start >= end;
+      double sum = 0, top = logarithm_of(p, highest), shrunk = 1;
       if (p.sink && !empty) {
-        const double sink = (double)((const Scalar *)p.sink)[head] * kLog2E;
-        if (sink > highest) highest = sink;
-        sum = exp2(sink - highest);
+        const double sink = (double)((const Scalar *)p.sink)[head];
+        if (sink > top) {
+          shrunk = exp(top - sink);
+          top = sink;
+        }
+        sum = exp(sink - top);
       }
       Scalar *to = first + row * columns; /* the first stretch takes up the others */
       for (int64_t i = 0; i < stretches; ++i) {
         const Scalar *part = first + i * part_size();
-        const double share = empty ? 0.0 : exp2((double)(part[rows * columns + row] * unit) - highest);
+        const Scalar mine = part[rows * columns + row];
+        const double share = mine == -(Scalar)INFINITY ? 0.0 : shrunk * exp2(((double)mine - (double)highest) * unit);
         sum += share * (double)part[rows * columns + rows + row];
         for (int64_t c = 0; c < p.value_dim; ++c)
           to[c] = (i ? to[c] : Scalar(0)) + (Scalar)share * part[row * columns + c];
       }
-      const Scalar shrink = sum == 0 ? Scalar(0) : (Scalar)(1 / sum);
+      const Scalar shrink = empty ? Scalar(0) : (Scalar)(1 / sum); /* NaN where every score is -inf */
       for (int64_t c = 0; c < p.value_dim; ++c) to[c] *= shrink;
       narrow(to, p.value_dim, row_of<Storage>(results.output, batch, head, query), &probe);
-      write_lse((batch * p.heads + head) * p.q_len + query, empty ? -INFINITY : highest * kLn2 + log(sum));
+      Scalar lse = -(Scalar)INFINITY, low = 0;
+      if (!empty) split_lse(top, sum, &lse, &low);
+      const int64_t place = (batch * p.heads + head) * p.q_len + query;
+      if (results.lse) ((Scalar *)results.lse)[place] = lse;
+      if (results.lse_low) ((Scalar *)results.lse_low)[place] = low;
     }
     if (probe != 0 || probe != probe) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
-  }
-
-  void write_lse(int64_t row, double lse) const {
-    if (results.lse) ((Scalar *)results.lse)[row] = (Scalar)lse;
-    if (results.lse_low)
-      ((Scalar *)results.lse_low)[row] = lse == -INFINITY ? Scalar(0) : (Scalar)(lse - (double)(Scalar)lse);
   }
 };

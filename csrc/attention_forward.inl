@@ -132,7 +132,8 @@ struct Forward {
       raise_to_scores(s.tile_highest, s.scores, keys, run.first_group, run.end_group);
     }
     const bool in_one = !p.drop_below && !p.distance_values.data;
-    const bool exact = Core::step_width == 1 && (!plain || !kFused);
+    /* Who asks for the lse is going to train: what rounding takes from the output comes back in every gradient. */
+    const bool exact = Core::step_width == 1 && (!plain || !kFused || results.lse);
     if (!in_one || exact) softmax<false, true>(s, keys, first_lane, columns);
     else softmax<true, false>(s, keys, first_lane, columns);
     if (p.drop_below) {
@@ -192,28 +193,27 @@ struct Forward {
   template <bool kPacked, bool kExact, int C>
   void softmax_columns(const Scratch &s, int64_t keys, int lane, Scalar unit) const {
     typedef typename Core::Vector Vector;
-    Vector below[C], sums[C];
-    const Vector never = broadcast(-(Scalar)INFINITY);
+    Vector top[C], sums[C];
+    const Vector never = broadcast(-(Scalar)INFINITY), units = broadcast(unit);
 #pragma GCC unroll 4
     for (int v = 0; v < C; ++v) {
       const Vector old_highest = load(s.highest + lane + v * width), highest = load(s.tile_highest + lane + v * width);
-      below[v] = highest == never ? Vector{} : highest * -unit; /* a row that has seen nothing yet */
-      const Vector factor = power_of_two<6>(multiply_add(old_highest, broadcast(unit), below[v]));
+      top[v] = highest == never ? Vector{} : highest; /* a row that has seen nothing yet */
+      const Vector factor = power_of_two<6>((old_highest - top[v]) * units);
       store(s.factors + lane + v * width, factor);
       sums[v] = load(s.sums + lane + v * width) * factor;
       store(s.highest + lane + v * width, highest);
     }
     Scalar *row = s.scores + lane;
-    const Vector units = broadcast(unit);
     if constexpr (Core::step_width == 2 && kPacked) {
       Unit *to = (Unit *)s.scores + lane;
       for (int64_t key = 0; key < keys; key += 2, row += 2 * kBlock, to += kBlock) {
         const bool both = key + 1 < keys;
 #pragma GCC unroll 4
         for (int v = 0; v < C; ++v) {
-          const Vector even = power_of_two<Core::precision>(multiply_add(load(row + v * width), units, below[v]));
+          const Vector even = power_of_two<Core::precision>((load(row + v * width) - top[v]) * units);
           Vector odd = Vector{};
-          if (both) odd = power_of_two<Core::precision>(multiply_add(load(row + kBlock + v * width), units, below[v]));
+          if (both) odd = power_of_two<Core::precision>((load(row + kBlock + v * width) - top[v]) * units);
           sums[v] = sums[v] + (even + odd);
           store_pairs(to + v * width, even, odd);
         }
@@ -223,8 +223,8 @@ struct Forward {
 #pragma GCC unroll 4
         for (int v = 0; v < C; ++v) {
           const Vector score = load(row + v * width);
-          const Vector weight = kExact ? exact_weight(score, units, -below[v], Vector{})
-                                       : power_of_two<6>(multiply_add(score, units, below[v]));
+          const Vector weight = kExact ? weight_below(score, top[v], units, Vector{})
+                                       : power_of_two<6>((score - top[v]) * units);
           sums[v] = sums[v] + weight;
           store(row + v * width, weight);
         }
@@ -260,30 +260,53 @@ struct Forward {
                                         s.output + first_lane);
   }
 
+  /* A bit for each query that may attend to something. A sum of 0 leaves that open: all its scores may be -inf. */
+  uint64_t rows_that_see(const Scratch &s, const Visible &v) const {
+    uint64_t seeing = 0, open = 0;
+    for (int64_t lane = 0; lane < v.rows; ++lane) (s.sums[lane] == 0 ? open : seeing) |= 1ull << lane;
+    if (open == 0) return seeing;
+    v.for_each_run([&](const Run &run) {
+      const uint64_t groups = ((run.end_group == kGroups ? 0 : 1ull << kGroup * run.end_group) - 1) &
+                              ~((1ull << kGroup * run.first_group) - 1);
+      for (int64_t key = run.first; key < run.end && (open & ~seeing); ++key) {
+        uint64_t word = groups;
+        if (run.masked()) visible_words(Run{run.first, run.end, 0, 0, run.starts, run.ends, run.words}, key, key + 1, &word);
+        for (int64_t lane = 0; lane < v.rows; ++lane)
+          if ((open & ~seeing & groups & word) >> lane & 1 && bias_at(v, lane, key) != -(Scalar)INFINITY) seeing |= 1ull << lane;
+      }
+    });
+    return seeing;
+  }
+
+  Scalar bias_at(const Visible &v, int64_t lane, int64_t key) const {
+    if (!p.bias.data) return 0;
+    return ((const Scalar *)p.bias.data)[v.batch * p.bias.batch_stride + v.head * p.bias.head_stride +
+                                         (v.block * kBlock + lane) * p.bias.query_stride + key * p.bias.key_stride];
+  }
+
   /* Divide by the sums, add the sink, write rows and lse. */
   void finish(const Scratch &s, const Visible &v) {
-    const Scalar unit = unit_of<Scalar>(p);
     const int64_t first_row = ((v.batch * p.heads) + v.head) * p.q_len + v.block * kBlock;
+    const uint64_t seeing = rows_that_see(s, v);
     for (int64_t lane = 0; lane < lanes(v); ++lane) {
-      const bool empty = s.sums[lane] == 0;
-      /* The product as softmax rounded it: the sum is relative to that. */
-      double sum = (double)s.sums[lane], highest = (double)(Scalar)(s.highest[lane] * unit);
+      const bool empty = !(seeing >> lane & 1);
+      double sum = (double)s.sums[lane], top = logarithm_of(p, s.highest[lane]);
       double shrunk = 1; /* of the weights, where the sink is the largest logit */
       if (p.sink && !empty) {
-        const double sink = (double)((const Scalar *)p.sink)[v.head] * kLog2E;
-        if (sink > highest) {
-          shrunk = exp2(highest - sink);
+        const double sink = (double)((const Scalar *)p.sink)[v.head];
+        if (sink > top) {
+          shrunk = exp(top - sink);
           sum *= shrunk;
-          highest = sink;
+          top = sink;
         }
-        sum += exp2(sink - highest);
+        sum += exp(sink - top);
       }
       s.factors[lane] = empty ? Scalar(0) : (Scalar)(shrunk / sum);
       if (lane >= v.rows || !results.lse) continue;
-      const double lse = empty ? -INFINITY : highest * kLn2 + log(sum);
-      ((Scalar *)results.lse)[first_row + lane] = (Scalar)lse;
-      if (results.lse_low)
-        ((Scalar *)results.lse_low)[first_row + lane] = empty ? Scalar(0) : (Scalar)(lse - (double)(Scalar)lse);
+      Scalar lse = -(Scalar)INFINITY, low = 0;
+      if (!empty) split_lse(top, sum, &lse, &low);
+      ((Scalar *)results.lse)[first_row + lane] = lse;
+      if (results.lse_low) ((Scalar *)results.lse_low)[first_row + lane] = low;
     }
     for (int64_t i = 0; i < p.value_dim; ++i)
       for (int lane = 0; lane < lanes(v); lane += width)

@@ -98,6 +98,34 @@ REGARD_INLINE Vector exact_weight(Vector score, Vector unit, Vector high, Vector
   return score == -INFINITY ? Vector{} : weight; /* there the lost part is NaN */
 }
 
+/* 2^((score - high) * unit - low) in the same way, right for scores of any size: the difference is taken first. */
+template <class Vector>
+REGARD_INLINE Vector weight_below(Vector score, Vector high, Vector unit, Vector low) {
+  const Vector difference = score - high, exponent = rounded_product(difference, unit);
+  const Vector weight = power_of_two<6>(exponent, low - product_error(difference, unit, exponent));
+  return exponent < -1000000 ? Vector{} : weight; /* there what is lost may be NaN, or more than the power is good for */
+}
+
+/* From this size of a natural logarithm on one float has no digits left behind the point. */
+constexpr double kHuge = 8388608;
+
+/* The natural logarithm that the highest score of a row stands for. Where it is huge, exactly the number that a score
+ * becomes when it is multiplied by the scale. */
+template <class Scalar>
+REGARD_INLINE double logarithm_of(const regard_problem &p, Scalar highest) {
+  if (!is_plain(p)) return (double)highest;
+  const double exact = (double)highest * (double)unit_of<Scalar>(p) * kLn2;
+  return exact < kHuge && exact > -kHuge ? exact : (double)(Scalar)(highest * (Scalar)p.scale);
+}
+
+/* log(exp(top) * sum) as a number and what rounding took from it. */
+template <class Scalar>
+REGARD_INLINE void split_lse(double top, double sum, Scalar *lse, Scalar *low) {
+  const double rest = log(sum);
+  *lse = (Scalar)(top + rest);
+  *low = *lse - *lse == 0 ? (Scalar)((top - (double)*lse) + rest) : Scalar(0);
+}
+
 /* -inf where a pair may not attend. */
 template <class Scalar>
 void mask_scores(Scalar *scores, const uint64_t *words, int64_t keys, int first_group, int end_group) {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regard._finite import all_finite, finite_part
 from regard.backends import _library
+from regard.backends import _ops as _ops  # registers the operators, which a compiled graph may call by name
 from regard.backends._base import Backend, Problem, Support
 from regard.backends._direct import attend, has_tangent, is_transformed
 from regard.backends._native_call import Inputs
@@ -36,6 +37,7 @@ class Native(Backend):
             (absent is not None, f"it is absent: {absent}"),
             (is_transformed(), "it has no rule for torch.func's transforms (vmap, grad, jvp)"),
             (_has_tangent(problem), "it has no forward-mode derivative"),
+            (_differentiates_infinity(problem), "it has no gradient through an Inf in query, key or value"),
             (max(problem.sizes.q_len, problem.sizes.kv_len) >= 2**31, "its indices are 32 bits wide"),
         ):
             if refused:
@@ -46,6 +48,12 @@ class Native(Backend):
         """See `Backend.run`."""
         output, lse = attend(Inputs(*_arguments(problem)), with_lse=problem.return_lse)
         return output, None if lse is None else lse.to(torch.float32)
+
+
+def _differentiates_infinity(problem: Problem) -> bool:
+    if not problem.wants_gradient or problem.finite is not False:
+        return False
+    return any(bool(tensor.isinf().any()) for tensor in (problem.query, problem.key, problem.value))
 
 
 def _has_tangent(problem: Problem) -> bool:

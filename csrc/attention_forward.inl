@@ -132,8 +132,7 @@ struct Forward {
       raise_to_scores(s.tile_highest, s.scores, keys, run.first_group, run.end_group);
     }
     const bool in_one = !p.drop_below && !p.distance_values.data;
-    /* Who asks for the lse is going to train: what rounding takes from the output comes back in every gradient. */
-    const bool exact = Core::step_width == 1 && (!plain || !kFused || results.lse);
+    const bool exact = Core::step_width == 1 && (!plain || !kFused);
     if (!in_one || exact) softmax<false, true>(s, keys, first_lane, columns);
     else softmax<true, false>(s, keys, first_lane, columns);
     if (p.drop_below) {

@@ -25,7 +25,7 @@ X86 = "baseline" in ISAS
 ABOVE = {
     "baseline": r"%[yz]mm|\bv[a-z0-9]+\b",  # what begins with v needs AVX
     "avx2": r"%zmm|%k[0-7]\b|%[xy]mm(?:1[6-9]|2\d|3[01])\b|\{%k|\{1to",
-    "avx512": r"bf16",
+    "avx512": r"vdpbf16|ps2bf16",  # by the whole name: an address may read bf16 too
 }
 """Signs of an instruction above the level, for each level that has one above it."""
 

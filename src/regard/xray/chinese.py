@@ -32,6 +32,11 @@ _SENTENCES = {
     "unfused below 4 M scores, where compiling would cost more than it saves": (
         "分数少于 400 万时不融合：编译得不偿失"
     ),
+    "fused kernel that skips masked blocks; memory grows with length": "融合内核，跳过被掩蔽的块；内存随长度线性增长",
+    "it has no rule for torch.func's transforms (vmap, grad, jvp)": "不支持 torch.func 的变换（vmap、grad、jvp）",
+    "it has no forward-mode derivative": "没有前向模式导数",
+    "it has no gradient through an Inf in query, key or value": "query、key 或 value 含 Inf 时没有梯度",
+    "its indices are 32 bits wide": "其下标只有 32 位",
     "the model's setting: torch's fused kernel": "模型的设置：torch 的融合内核",
     "the model's setting: torch's unfused path; memory grows with q_len x kv_len": (
         "模型的设置：torch 的非融合路径；内存随 查询数 × 键数 增长"

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from regard._finite import all_finite, finite_part
-from regard.backends import _library
-from regard.backends import _ops as _ops  # registers the operators, which a compiled graph may call by name
+from regard.backends import (
+    _library,
+    _ops,  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers the operators: a compiled graph names them
+)
 from regard.backends._base import Backend, Problem, Support
 from regard.backends._direct import attend, has_tangent, is_transformed
 from regard.backends._native_call import Inputs

@@ -39,7 +39,7 @@ def test_there_is_a_core_where_there_is_a_compiler():
 
 def test_it_is_loaded_once_whoever_asks():
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(map(id, pool.map(lambda _: _library.library(), range(64))))) == 1
+        assert len(set(map(id, pool.map(lambda _: _library.loaded_core(), range(64))))) == 1
 
 
 # ---------------------------------------------------------------------------------- the header and its mirrors
@@ -125,7 +125,7 @@ def test_an_absent_library_says_what_the_build_said(tmp_path: Path, monkeypatch:
     (tmp_path / "_native" / "absent.txt").write_text("the moon was full\n")
     monkeypatch.setattr(_library, "_absent", None)
     with pytest.raises(NativeError, match=r"absent: expected libregard\.so in .*, got the moon was full\. Install a C"):
-        _library.library()
+        _library.loaded_core()
     assert "the moon was full" in _library.why_absent()
 
 
@@ -158,7 +158,7 @@ def test_an_unknown_instruction_set_is_an_error():
 
 
 def test_loading_leaves_subnormal_numbers_alone():
-    code = "from regard.backends import _library; _library.library(); x = 1e-310; print(x / 2)"
+    code = "from regard.backends import _library; _library.loaded_core(); x = 1e-310; print(x / 2)"
     assert float(run(code)) == 5e-311
 
 
@@ -168,7 +168,7 @@ def test_torchs_openmp_is_found_and_stays_the_only_one():
 import ctypes
 import regard, torch
 from regard.backends import _library
-_library.library()
+_library.loaded_core()
 ctypes.CDLL(None).GOMP_parallel  # raises AttributeError when nobody shows it
 torch.mm(torch.ones(300, 300), torch.ones(300, 300))
 files = {line.split()[-1] for line in open("/proc/self/maps")}

@@ -1,8 +1,8 @@
 """The native core as a loaded library: where it lies, whether it fits, which instruction set it uses.
 
 `csrc/regard.h` is the definition; the structures below repeat it, and loading compares their sizes with the
-library's. Nothing is loaded before `library()` is first called. By then torch is there, since `regard.backends` imports
-it: the core runs its work on torch's own OpenMP threads, which it looks up by name when it first has work.
+library's. Nothing is loaded before `loaded_core()` is first called. By then torch is there, since
+`regard.backends` imports it: the core runs its work on torch's own OpenMP threads, which it looks up by name when it first has work.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ _loaded: ctypes.CDLL | None = None
 _absent: str | None = None
 
 
-def library() -> ctypes.CDLL:
+def loaded_core() -> ctypes.CDLL:
     """The native core, loaded once; `NativeError` says why when there is none that fits."""
     global _loaded, _absent  # noqa: PLW0603 - one library in a process
     if _loaded is not None:
@@ -228,7 +228,7 @@ def library() -> ctypes.CDLL:
 def why_absent() -> str | None:
     """None when the native core can be used, or the reason why not."""
     try:
-        library()
+        loaded_core()
     except NativeError as error:
         return str(error)
     return None
@@ -236,17 +236,17 @@ def why_absent() -> str | None:
 
 def isa() -> str:
     """The instruction set that the native core uses."""
-    return library().regard_isa().decode()
+    return loaded_core().regard_isa().decode()
 
 
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that this machine and this build have, best first."""
-    return _isas(library())
+    return _isas(loaded_core())
 
 
 def set_isa(name: str | None) -> None:
     """Use this instruction set from now on, in every thread; None takes the best."""
-    core = library()
+    core = loaded_core()
     if core.regard_set_isa(None if name is None else name.encode()) != OK:
         raise _unknown_isa("set_isa", name, core)
 

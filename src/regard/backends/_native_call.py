@@ -69,7 +69,7 @@ def _forward(inputs: Inputs, *, with_lse: bool) -> tuple[Tensor, Tensor | None, 
         return output.zero_(), None if lse is None else lse.fill_(-math.inf), None if low is None else low.zero_(), 0
     problem = _Problem(inputs)
     results = abi.ForwardResults(_rows(output), _address(lse), _address(low))
-    status = abi.library().regard_forward(ctypes.byref(problem.struct), ctypes.byref(results))
+    status = abi.loaded_core().regard_forward(ctypes.byref(problem.struct), ctypes.byref(results))
     return output, lse, low, _checked(status)
 
 
@@ -181,7 +181,7 @@ def _backward(
     empty = 0 in inputs.query.shape or 0 in inputs.key.shape or 0 in inputs.value.shape
     made = {name: _new_gradient(inputs, name, zero=empty) for name in DIFFERENTIABLE[:3] if want[name]}
     problem = None if empty else _Problem(inputs)
-    splits = 1 if problem is None else abi.library().regard_backward_splits(ctypes.byref(problem.struct))
+    splits = 1 if problem is None else abi.loaded_core().regard_backward_splits(ctypes.byref(problem.struct))
     made |= {name: _new_sums(inputs, name, splits) for name in DIFFERENTIABLE[3:8] if want[name]}
     grad_output = _row_major(grad_output)
     grad_lse = None if grad_lse is None else grad_lse.to(inputs.working).contiguous()
@@ -196,7 +196,7 @@ def _backward(
             grad_distance_keys=_address(made.get("distance_keys")),
             grad_distance_values=_address(made.get("distance_values")), table_splits=splits,
         )  # fmt: skip
-        status = _checked(abi.library().regard_backward(ctypes.byref(problem.struct), ctypes.byref(arguments)))
+        status = _checked(abi.loaded_core().regard_backward(ctypes.byref(problem.struct), ctypes.byref(arguments)))
     for name in ("distance_bias", "distance_keys", "distance_values"):
         if name in made:
             made[name] = _summed_to(made[name], getattr(inputs, name))

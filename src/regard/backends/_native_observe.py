@@ -100,7 +100,7 @@ def statistics(problem: Problem, want: Sequence[str], *, topk: int, pooled: int 
     struct = ProblemStruct(inputs)
     addresses = {name: tensor.data_ptr() for name, tensor in found.items()}
     results = StatisticsResults(top_count=count, pooled_side=pooled or 0, **addresses)
-    status = _library.library().regard_statistics(ctypes.byref(struct.struct), ctypes.byref(results))
+    status = _library.loaded_core().regard_statistics(ctypes.byref(struct.struct), ctypes.byref(results))
     return found if checked(status) == _library.OK else None
 
 
@@ -120,7 +120,7 @@ def _run_weights(
         *(indices.data_ptr() for indices in chosen), *(indices.numel() for indices in chosen),
         *_addresses(lse), *_addresses(found), None if weights is None else weights.data_ptr(),
     )  # fmt: skip
-    status = _library.library().regard_weights(ctypes.byref(struct.struct), ctypes.byref(arguments))
+    status = _library.loaded_core().regard_weights(ctypes.byref(struct.struct), ctypes.byref(arguments))
     return checked(status) == _library.OK
 
 

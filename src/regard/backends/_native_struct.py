@@ -107,7 +107,7 @@ class ProblemStruct:
         blocks = (q_len + 63) // 64
         words = self.keep(torch.empty((batch, heads, blocks, kv_len), dtype=torch.int64))
         pairs = pairs_of(dense)
-        status = abi.library().regard_pack_mask(
+        status = abi.loaded_core().regard_pack_mask(
             ctypes.byref(pairs), batch, heads, q_len, kv_len, words.data_ptr(), self.threads
         )
         checked(status)

@@ -25,4 +25,4 @@ def fma_peak(dtype: str = "fp32", threads: int | None = None, *, seconds: float 
             "dtype", expected=", ".join(_CODES), got=repr(dtype), do="float16 is computed in float32: ask for fp32."
         )
     count = torch.get_num_threads() if threads is None else threads
-    return _library.library().regard_fma_peak(_CODES[dtype], count, seconds)
+    return _library.loaded_core().regard_fma_peak(_CODES[dtype], count, seconds)

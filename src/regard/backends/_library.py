@@ -2,7 +2,8 @@
 
 `csrc/regard.h` is the definition; the structures below repeat it, and loading compares their sizes with the
 library's. Nothing is loaded before `loaded_core()` is first called. By then torch is there, since
-`regard.backends` imports it: the core runs its work on torch's own OpenMP threads, which it looks up by name when it first has work.
+`regard.backends` imports it: the core runs its work on torch's own OpenMP threads, which it looks up by
+name when it first has work.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 /* attention_decode.inl: a few queries against many keys, as when text is generated with a cache.
  *
- * Lanes are keys: the queries of all heads that share a key head are met at once, so that each key and value is read
- * from memory once. The keys are cut into stretches of a fixed length for the threads; each stretch gives
+ * The queries of all heads that share a key head are met at once, so that each key and value is read from memory once.
+ * Many queries meet keys that are transposed first, so that lanes are keys; for a few it is cheaper to sum products over lanes. The keys are cut into stretches of a fixed length for the threads; each stretch gives
  * its own softmax, and these are merged by their maxima and sums in order (Dao et al. 2023, "Flash-Decoding"). */
 
 constexpr int64_t kMostDecodedRows = 64;  /* queries of all heads that share a key head */
 constexpr int64_t kStretch = 512;         /* keys of a task */
+constexpr int64_t kManyRows = 8;          /* from so many queries on, transposing the keys pays */
 
 /* Is this problem one for `Decode`: few queries, and no option that belongs to single pairs? */
 bool fits_decode(const regard_problem &p) {
@@ -26,15 +27,22 @@ struct Decode {
   const regard_problem &p;
   const regard_forward_results &results;
   const int64_t group, rows, units, columns, stretches;
-  const bool raw_values;
+  const bool raw_keys, raw_values;
   Scalar *parts = nullptr; /* of each stretch: [rows][columns] sums of values, [rows] maxima, [rows] sums */
   int finite = 1, status = REGARD_OK;
 
   Decode(const regard_problem &problem, const regard_forward_results &to)
       : p(problem), results(to), group(problem.heads / problem.kv_heads), rows(problem.q_len * group),
-        units((problem.head_dim + Core::step_width - 1) / Core::step_width),
+        units(units_of(problem.head_dim, rows)),
         columns((problem.value_dim + width - 1) / width * width), stretches((problem.kv_len + kStretch - 1) / kStretch),
+        raw_keys(Pack::is_raw && problem.head_dim == units * Core::step_width),
         raw_values(Pack::is_raw && Core::step_width == 1 && problem.value_dim % width == 0) {}
+
+  /* In a row of queries or keys; in whole vectors where products are summed over lanes. */
+  static int64_t units_of(int64_t head_dim, int64_t rows) {
+    const int64_t some = (head_dim + Core::step_width - 1) / Core::step_width;
+    return rows < kManyRows ? (some + width - 1) / width * width : some;
+  }
 
   int64_t part_size() const { return rows * (columns + 2); }
 
@@ -94,7 +102,7 @@ struct Decode {
       find_range(batch, head, row % p.q_len, &s.starts[row], &s.ends[row]);
       if (s.starts[row] < s.ends[row] && s.starts[row] < some_first) some_first = s.starts[row];
       if (s.ends[row] > some_end) some_end = s.ends[row];
-      Pack::pack_row(row_of<Storage>(p.query, batch, head, row % p.q_len), p.head_dim, s.queries + row * units);
+      pack_padded(row_of<Storage>(p.query, batch, head, row % p.q_len), s.queries + row * units);
     }
     if (first < some_first) first = some_first;
     if (end > some_end) end = some_end;
@@ -134,17 +142,25 @@ struct Decode {
     combine(s, row_of<Storage>(p.value, batch, kv_head, first), keys, sums_of_values);
   }
 
-  /* Memory is what decoding waits for, so while 16 keys are taken up their values and the keys of the next tile are
+  /* Memory is what decoding waits for, so while some keys are taken up their values and the keys of the next tile are
    * asked for. */
+  void ask_for(const Storage *key_rows, const Storage *value_rows, int64_t key, int64_t end) const {
+    for (; key < end; ++key) {
+      prefetch(value_rows + key * p.value.row_stride, p.value_dim * (int64_t)sizeof(Storage));
+      prefetch(key_rows + (key + kBlock) * p.key.row_stride, p.head_dim * (int64_t)sizeof(Storage));
+    }
+  }
+
   void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys, int tile_columns) const {
+    if (rows < kManyRows) {
+      match_few(s, key_rows, value_rows, keys);
+      return;
+    }
     for (int64_t some = 0; some < keys; some += kGroup) {
       const int64_t end = some + kGroup < keys ? some + kGroup : keys;
-      for (int64_t key = some; key < end; ++key) {
-        prefetch(value_rows + key * p.value.row_stride, p.value_dim * (int64_t)sizeof(Storage));
-        prefetch(key_rows + (key + kBlock) * p.key.row_stride, p.head_dim * (int64_t)sizeof(Storage));
-      }
+      ask_for(key_rows, value_rows, some, end);
       const Storage *rows_of_group = key_rows + some * p.key.row_stride;
-      if (Pack::is_raw && p.head_dim % Core::step_width == 0) {
+      if (raw_keys) {
         rows_to_tile(rows_of_group, p.key.row_stride * (int64_t)sizeof(Storage), end - some, units, s.keys + some);
       } else {
         for (int64_t key = 0; key < end - some; ++key)
@@ -154,6 +170,60 @@ struct Decode {
     }
     const Product<Scalar> product{units, 1, kBlock, kBlock, units, nullptr};
     multiply<Core, kStore, true>(product, s.queries, rows, s.keys, tile_columns, s.scores);
+  }
+
+  /* Scores of a few rows: products are summed over lanes. */
+  void match_few(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys) const {
+    const Unit *rows_of_keys = (const Unit *)key_rows;
+    int64_t stride = p.key.row_stride * (int64_t)sizeof(Storage);
+    if (!raw_keys) {
+      for (int64_t key = 0; key < keys; ++key) pack_padded(key_rows + key * p.key.row_stride, s.packed + key * units);
+      rows_of_keys = s.packed;
+      stride = units * (int64_t)sizeof(Unit);
+    }
+    int64_t row = 0;
+    if (width >= 4)
+      for (; row + 4 <= rows; row += 4) match_rows<width >= 4 ? 4 : 1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
+    for (; row + 2 <= rows; row += 2) match_rows<2>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
+    for (; row < rows; ++row) match_rows<1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
+  }
+
+  /* R rows with as many keys at a time as give one sum to each lane. */
+  template <int R>
+  void match_rows(const Scratch &s, int64_t row, const Unit *key_rows, int64_t stride, int64_t keys,
+                  const Storage *asked_keys, const Storage *asked_values) const {
+    constexpr int K = width / R;
+    const Unit *queries = s.queries + row * units;
+    for (int64_t key = 0; key < keys; key += K) {
+      if (row == 0) ask_for(asked_keys, asked_values, key, key + K < keys ? key + K : keys);
+      const Unit *from[K];
+#pragma GCC unroll 16
+      for (int k = 0; k < K; ++k) from[k] = (const Unit *)((const char *)key_rows + (key + k < keys ? key + k : keys - 1) * stride);
+      Vector sums[width];
+#pragma GCC unroll 16
+      for (int i = 0; i < width; ++i) sums[i] = Vector{};
+      for (int64_t unit = 0; unit < units; unit += width) {
+        typename Core::Operand left[R];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) left[r] = Core::operand(queries + r * units + unit);
+#pragma GCC unroll 16
+        for (int k = 0; k < K; ++k) {
+          const typename Core::Operand right = Core::operand(from[k] + unit);
+#pragma GCC unroll 16
+          for (int r = 0; r < R; ++r) sums[r * K + k] = Core::step(sums[r * K + k], left[r], right);
+        }
+      }
+      const Vector scores = sums_of_each(sums);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+        memcpy(s.scores + (row + r) * kBlock + key, (const Scalar *)&scores + r * K, K * sizeof(Scalar));
+    }
+  }
+
+  void pack_padded(const Storage *from, Unit *to) const {
+    Pack::pack_row(from, p.head_dim, to);
+    const int64_t filled = (p.head_dim + Core::step_width - 1) / Core::step_width;
+    if (filled < units) memset(to + filled, 0, (size_t)(units - filled) * sizeof(Unit));
   }
 
   /* Scores of one row to weights; returns what the sums so far shrink by. */

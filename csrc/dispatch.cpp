@@ -88,6 +88,7 @@ const RegardKernels *find(const char *name) {
 
 std::atomic<const RegardKernels *> chosen{nullptr};
 std::mutex first_choice;
+std::atomic<int64_t> forward_calls{0}, backward_calls{0};
 char request_error[160] = ""; /* written before the first choice is published, never after */
 
 /* What the environment asks for. A wrong name must not go unseen, but a library has nobody to tell: the best one is
@@ -119,9 +120,19 @@ const RegardKernels *kernels() {
 #define FORWARD(type, function, parameters, arguments) \
   type regard_##function parameters { return kernels()->function arguments; }
 
-FORWARD(int, forward, (const regard_problem *problem, const regard_forward_results *results), (problem, results))
-FORWARD(int, backward, (const regard_problem *problem, const regard_backward_arguments *arguments),
-        (problem, arguments))
+/* These two are counted. */
+int regard_forward(const regard_problem *problem, const regard_forward_results *results) {
+  forward_calls.fetch_add(1, std::memory_order_relaxed);
+  return kernels()->forward(problem, results);
+}
+int regard_backward(const regard_problem *problem, const regard_backward_arguments *arguments) {
+  backward_calls.fetch_add(1, std::memory_order_relaxed);
+  return kernels()->backward(problem, arguments);
+}
+void regard_calls(int64_t *forward, int64_t *backward) {
+  *forward = forward_calls.load(std::memory_order_relaxed);
+  *backward = backward_calls.load(std::memory_order_relaxed);
+}
 FORWARD(int64_t, backward_splits, (const regard_problem *problem), (problem))
 FORWARD(int, weights, (const regard_problem *problem, const regard_weights_arguments *arguments), (problem, arguments))
 FORWARD(int, statistics, (const regard_problem *problem, const regard_statistics_results *results),

@@ -172,9 +172,19 @@ REGARD_EXPORT int regard_set_isa(const char *name);
 REGARD_EXPORT const char *regard_available_isa(int32_t index);
 /* What REGARD_ISA in the environment asked for, if this machine or build has it not and the best was taken; or NULL. */
 REGARD_EXPORT const char *regard_isa_request_error(void);
+/* How often regard_forward and regard_backward were called since the library was loaded. */
+REGARD_EXPORT void regard_calls(int64_t *forward, int64_t *backward);
 REGARD_EXPORT int32_t regard_abi_version(void);
 /* The bytes of one of the structs above, by its name, for callers that lay them out themselves; -1: no such struct. */
 REGARD_EXPORT int64_t regard_struct_size(const char *name);
+
+/* Forward and backward as CPU kernels of torch's own fused attention operators. `functions` are the addresses of what
+ * regard_torch_function names, in that order, NULL past the last; they are torch 2.13's. A handle, or NULL where torch
+ * refused. What these kernels do not serve they pass on to regard::flash_attention_for_cpu and
+ * regard::flash_attention_for_cpu_backward, which somebody must have defined. */
+REGARD_EXPORT const char *regard_torch_function(int32_t index);
+REGARD_EXPORT void *regard_torch_register(const void *const *functions);
+REGARD_EXPORT void regard_torch_unregister(void *handle);
 
 #ifdef __cplusplus
 }

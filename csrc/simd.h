@@ -150,6 +150,45 @@ REGARD_INLINE auto sum_of_lanes(Vector vector) -> decltype(vector[0] + vector[0]
 }
 #endif
 
+/* Lane i of the result is the sum of the lanes of vectors[i], of which there are as many as lanes. Changes `vectors`. */
+#if defined(REGARD_AVX512)
+REGARD_INLINE Floats sums_of_each(Floats *vectors) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const Floats a = vectors[2 * i], b = vectors[2 * i + 1];
+    vectors[i] = (Floats)_mm512_unpacklo_ps(a, b) + (Floats)_mm512_unpackhi_ps(a, b);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = (__m512d)vectors[2 * i], b = (__m512d)vectors[2 * i + 1];
+    vectors[i] = (Floats)_mm512_unpacklo_pd(a, b) + (Floats)_mm512_unpackhi_pd(a, b);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const Floats a = vectors[2 * i], b = vectors[2 * i + 1];
+    vectors[i] = (Floats)_mm512_shuffle_f32x4(a, b, 0x88) + (Floats)_mm512_shuffle_f32x4(a, b, 0xdd);
+  }
+  return (Floats)_mm512_shuffle_f32x4(vectors[0], vectors[1], 0x88) +
+         (Floats)_mm512_shuffle_f32x4(vectors[0], vectors[1], 0xdd);
+}
+#endif
+template <class Integers, class Vector>
+REGARD_INLINE Vector sums_of_each(Vector *vectors, Integers even) {
+  constexpr int lanes = (int)(sizeof(Vector) / sizeof(vectors[0][0]));
+  for (int lane = 0; lane < lanes; ++lane) even[lane] = 2 * lane;
+#pragma GCC unroll 4
+  for (int left = lanes / 2; left; left /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < left; ++i)
+      vectors[i] = __builtin_shuffle(vectors[2 * i], vectors[2 * i + 1], even) +
+                   __builtin_shuffle(vectors[2 * i], vectors[2 * i + 1], even + 1);
+  return vectors[0];
+}
+#if !defined(REGARD_AVX512)
+REGARD_INLINE Floats sums_of_each(Floats *vectors) { return sums_of_each(vectors, Ints32{}); }
+#endif
+REGARD_INLINE Doubles sums_of_each(Doubles *vectors) { return sums_of_each(vectors, Ints64{}); }
+
 /* A bit for each lane: is a > b there? */
 #if defined(REGARD_AVX512)
 REGARD_INLINE uint64_t lanes_above(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }

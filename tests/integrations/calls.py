@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in the field
 from torch import Tensor
 
-from regard.backends import _native_call
+from regard.backends import _library
 from tests import budgets
 
 BATCH, HEADS, WIDTH = 2, 4, 8
@@ -161,32 +159,19 @@ def outcome(call: Call, dtype: torch.dtype, *, gradient: bool) -> list[Tensor]:
     return [output.detach(), *torch.autograd.grad((output * weights.to(dtype)).sum(), learned)]
 
 
-@dataclass
 class Counted:
-    """How often the native core was called, forward and backward."""
+    """How often the native core was called since this was made, forward and backward."""
 
-    forward: int = 0
-    backward: int = 0
+    def __init__(self) -> None:
+        self._before = _library.calls()
 
+    @property
+    def forward(self) -> int:
+        return _library.calls()[0] - self._before[0]
 
-@contextlib.contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counted]:
-    """Counts calls of the core itself."""
-    found = Counted()
-    forward, backward = _native_call._forward, _native_call._backward
-
-    def counting_forward(*args: Any, **named: Any) -> Any:
-        found.forward += 1
-        return forward(*args, **named)
-
-    def counting_backward(*args: Any, **named: Any) -> Any:
-        found.backward += 1
-        return backward(*args, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_native_call, "_forward", counting_forward)
-        patch.setattr(_native_call, "_backward", counting_backward)
-        yield found
+    @property
+    def backward(self) -> int:
+        return _library.calls()[1] - self._before[1]
 
 
 def kernels() -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 import regard
 from regard.backends import _library
-from tests.integrations.calls import counted, sized
+from tests.integrations.calls import Counted, sized
 from tests.observation.hf_models import FAMILIES, build, outputs
 
 pytestmark = pytest.mark.skipif(_library.why_absent() is not None, reason=str(_library.why_absent()))
@@ -36,13 +36,14 @@ def trained(module, *inputs, **options):
 
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_multihead_attention(training, need_weights, monkeypatch):
+def test_multihead_attention(training, need_weights):
     module = nn.MultiheadAttention(16, 4, batch_first=True).train(training)
     states, padding = torch.randn(2, 7, 16), torch.zeros(2, 7, dtype=torch.bool)
     padding[1, 5:] = True
     options = {"key_padding_mask": padding, "need_weights": need_weights}
     expected = trained(module, states, states, states, **options)
-    with regard.activate(), counted(monkeypatch) as calls:
+    calls = Counted()
+    with regard.activate():
         found = trained(module, states, states, states, **options)
     torch.testing.assert_close(found, expected)
     # With its weights asked for, torch multiplies matrices itself.
@@ -50,13 +51,14 @@ def test_multihead_attention(training, need_weights, monkeypatch):
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_encoder_in_eval_leaves_its_fast_path_and_gets_it_back(gradient, monkeypatch):
+def test_encoder_in_eval_leaves_its_fast_path_and_gets_it_back(gradient):
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     states = torch.randn(2, 7, 16)
     with torch.set_grad_enabled(gradient):
         expected = encoder(states)
-        with regard.activate(), counted(monkeypatch) as calls:
+        calls = Counted()
+        with regard.activate():
             found = encoder(states)
         assert calls.forward == 2
         torch.testing.assert_close(found, expected)
@@ -75,10 +77,11 @@ def compiled_outcome(function, inputs):
 
 @pytest.mark.filterwarnings(INDUCTOR_WARNING)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_while_active(backend, monkeypatch):
+def test_compiled_while_active(backend):
     inputs = sized()()
     expected = compiled_outcome(block, inputs)
-    with regard.activate(), counted(monkeypatch) as calls:
+    calls = Counted()
+    with regard.activate():
         compiled = torch.compile(block, fullgraph=True, backend=backend)
         found = compiled_outcome(compiled, inputs)
         assert (calls.forward, calls.backward) == (1, 1)
@@ -87,11 +90,12 @@ def test_compiled_while_active(backend, monkeypatch):
 
 @pytest.mark.filterwarnings(INDUCTOR_WARNING)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_before_it_was_active(backend, monkeypatch):
+def test_compiled_before_it_was_active(backend):
     inputs = sized()()
     compiled = torch.compile(block, fullgraph=True, backend=backend)
     expected = compiled_outcome(compiled, inputs)
-    with regard.activate(), counted(monkeypatch) as calls:
+    calls = Counted()
+    with regard.activate():
         found = compiled_outcome(compiled, inputs)
         assert (calls.forward, calls.backward) == (1, 1)
     torch.testing.assert_close(found, expected)
@@ -100,25 +104,26 @@ def test_compiled_before_it_was_active(backend, monkeypatch):
 
 
 @pytest.mark.filterwarnings(INDUCTOR_WARNING)
-def test_compiled_after_it_was_active(monkeypatch):
+def test_compiled_after_it_was_active():
     inputs = sized()()
     expected = compiled_outcome(torch.compile(block, fullgraph=True, backend="aot_eager"), inputs)
     torch._dynamo.reset()
     with regard.activate():
         compiled_outcome(torch.compile(block, fullgraph=True, backend="aot_eager"), inputs)
     torch._dynamo.reset()
-    with counted(monkeypatch) as calls:
-        found = compiled_outcome(torch.compile(block, fullgraph=True, backend="aot_eager"), inputs)
+    calls = Counted()
+    found = compiled_outcome(torch.compile(block, fullgraph=True, backend="aot_eager"), inputs)
     assert calls.forward == 0
     assert all(torch.equal(have, want) for have, want in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if "sdpa" in family.implementations])
-def test_hugging_face_models_give_the_same(name, monkeypatch):
+def test_hugging_face_models_give_the_same(name):
     model, inputs = build(name)
     with torch.no_grad():
         expected = outputs(model, inputs)
-        with regard.activate(), counted(monkeypatch) as calls:
+        calls = Counted()
+        with regard.activate():
             found = outputs(model, inputs)
     assert calls.forward == FAMILIES[name].layers
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

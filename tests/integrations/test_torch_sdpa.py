@@ -20,8 +20,8 @@ from tests.integrations.calls import (
     PASSED_ON,
     SERVED,
     WIDTH,
+    Counted,
     assert_near,
-    counted,
     kernels,
     outcome,
     sized,
@@ -42,11 +42,12 @@ def torch_is_left_as_it_was():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SERVED)
-def test_gives_what_torch_gives(name, dtype, monkeypatch):
+def test_gives_what_torch_gives(name, dtype):
     call = SERVED[name]
     exact = rounded_truth(call, dtype)
     plain = outcome(call, dtype, gradient=True)
-    with regard.activate(), counted(monkeypatch) as calls:
+    calls = Counted()
+    with regard.activate():
         found = outcome(call, dtype, gradient=True)
         without = outcome(call, dtype, gradient=False)[0]
     assert (calls.forward, calls.backward) == (2, 1), "or torch computed it"
@@ -68,9 +69,10 @@ def rounded_truth(call, dtype):
 
 
 @pytest.mark.parametrize("name", PASSED_ON)
-def test_what_is_not_served_goes_on_to_torch(name, monkeypatch):
+def test_what_is_not_served_goes_on_to_torch(name):
     plain = outcome(PASSED_ON[name], torch.float32, gradient=True)
-    with regard.activate(), counted(monkeypatch) as calls:
+    calls = Counted()
+    with regard.activate():
         found = outcome(PASSED_ON[name], torch.float32, gradient=True)
     if calls.forward == 0:  # with no key or with sizes that broadcast, torch's own formula ran
         assert all(torch.equal(have, want) for have, want in zip(found, plain, strict=True))
@@ -154,22 +156,22 @@ def switch_by_handle():
 
 
 @pytest.mark.parametrize("switch", [switch_by_name, switch_by_call, switch_by_handle], ids=lambda made: made.__name__)
-def test_on_and_off_again(switch, monkeypatch):
+def test_on_and_off_again(switch):
     inputs, own = sized()(), kernels()
     before = F.scaled_dot_product_attention(*inputs)
     off = switch()
     assert torch_sdpa.is_active()
     assert kernels() != own
     assert not torch.backends.mha.get_fastpath_enabled()
-    with counted(monkeypatch) as calls:
-        F.scaled_dot_product_attention(*inputs)
+    calls = Counted()
+    F.scaled_dot_product_attention(*inputs)
     off()
     assert calls.forward == 1
     assert not torch_sdpa.is_active()
     assert kernels() == own
     assert torch.backends.mha.get_fastpath_enabled()
-    with counted(monkeypatch) as calls:
-        assert torch.equal(F.scaled_dot_product_attention(*inputs), before)
+    calls = Counted()
+    assert torch.equal(F.scaled_dot_product_attention(*inputs), before)
     assert calls.forward == 0
 
 

@@ -20,7 +20,8 @@ from torch.autograd.function import FunctionCtx
 from regard._errors import UnsupportedError
 from regard.backends._native_call import DIFFERENTIABLE, Inputs, backward, forward
 
-_PLAIN = {Tensor, torch.nn.Parameter, int, float, bool, type(None)}
+PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
+_PLAIN = PLAIN_TENSORS | {int, float, bool, type(None)}
 _Found = tuple[Tensor, Tensor | None]
 
 

@@ -187,13 +187,14 @@ STRUCTURES: dict[str, type[Structure]] = {
     "regard_statistics_results": StatisticsResults,
 }
 
-FUNCTIONS: dict[str, tuple[type, list[type]]] = {
+FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "regard_abi_version": (c_int32, []),
     "regard_struct_size": (c_int64, [c_char_p]),
     "regard_isa": (c_char_p, []),
     "regard_set_isa": (c_int, [c_char_p]),
     "regard_available_isa": (c_char_p, [c_int32]),
     "regard_isa_request_error": (c_char_p, []),
+    "regard_calls": (None, [POINTER(c_int64), POINTER(c_int64)]),
     "regard_forward": (c_int, [POINTER(Problem), POINTER(ForwardResults)]),
     "regard_backward": (c_int, [POINTER(Problem), POINTER(BackwardArguments)]),
     "regard_backward_splits": (c_int64, [POINTER(Problem)]),
@@ -201,6 +202,9 @@ FUNCTIONS: dict[str, tuple[type, list[type]]] = {
     "regard_statistics": (c_int, [POINTER(Problem), POINTER(StatisticsResults)]),
     "regard_fma_peak": (c_double, [c_int32, c_int32, c_double]),
     "regard_pack_mask": (c_int, [POINTER(Pairs), c_int64, c_int64, c_int64, c_int64, c_void_p, c_int32]),
+    "regard_torch_function": (c_char_p, [c_int32]),
+    "regard_torch_register": (c_void_p, [POINTER(c_void_p)]),
+    "regard_torch_unregister": (None, [c_void_p]),
 }
 """What each function returns and takes. The first two are asked before anything else is."""
 
@@ -243,6 +247,13 @@ def isa() -> str:
 def available_isas() -> tuple[str, ...]:
     """The instruction sets that this machine and this build have, best first."""
     return _isas(loaded_core())
+
+
+def calls() -> tuple[int, int]:
+    """How often the native core computed an attention, and its gradients, since it was loaded."""
+    counts = c_int64(), c_int64()
+    loaded_core().regard_calls(*map(ctypes.byref, counts))
+    return counts[0].value, counts[1].value
 
 
 def set_isa(name: str | None) -> None:

@@ -12,7 +12,6 @@ regard is active, and back to what it was afterwards.
 
 from __future__ import annotations
 
-import math
 import threading
 import warnings
 from types import TracebackType
@@ -23,14 +22,14 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import attention as torch_attention
 
-from regard import _dropout
 from regard._errors import NativeError
 from regard.backends import _library
-from regard.backends._direct import attend, has_tangent
-from regard.backends._native_call import Inputs, backward, forward
+from regard.backends._direct import PLAIN_TENSORS, attend, has_tangent, is_observed
+from regard.integrations._torch_arguments import WIDE, inputs_of
+from regard.integrations._torch_kernels import FUSED, FusedKernels
 
+_fused: Any = getattr(torch, FUSED)  # quicker to call than torch.ops.aten's
 _DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
-_WIDE = 4  # dimensions of (batch, heads, length, head_dim)
 
 
 class Activation:
@@ -81,11 +80,12 @@ def activate() -> Activation:
         library: Any = torch.library.Library("aten", "IMPL")
         with warnings.catch_warnings():  # torch warns that a kernel is replaced; that is what was asked for
             warnings.filterwarnings("ignore", category=UserWarning)
-            for name, kernel, key in _KERNELS:
-                library.impl(name, kernel, key, allow_override=True)
+            for key in ("CPU", "AutogradCPU"):
+                library.impl("scaled_dot_product_attention", _attention, key, allow_override=True)
+            fused = FusedKernels()
         _fast_path_before = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
-        _registered = library
+        _registered = (library, fused)
         _forget_what_was_resolved()
     return Activation(owner=True)
 
@@ -95,7 +95,9 @@ def deactivate() -> None:
     global _registered  # noqa: PLW0603
     with _lock:
         if _registered is not None:
-            _registered._destroy()  # noqa: SLF001 - what torch's own implementations do
+            library, fused = _registered
+            fused.remove()
+            library._destroy()  # noqa: SLF001 - what torch's own implementations do
             torch.backends.mha.set_fastpath_enabled(_fast_path_before)
             _registered = None
             _forget_what_was_resolved()
@@ -103,7 +105,7 @@ def deactivate() -> None:
 
 def _forget_what_was_resolved() -> None:
     """torch's Python side remembers which kernel it found for a key, and is not told when that changes."""
-    for name, *_ in _KERNELS:
+    for name in _REPLACED:
         operator: Any = getattr(torch.ops.aten, name).default
         operator._dispatch_cache.clear()  # noqa: SLF001 - torch has no public way
 
@@ -135,11 +137,25 @@ def _attention(
         return operator.decompose(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    flat = query.dim() < _WIDE
+    if query.dim() == WIDE and _is_fused(query, key, value, attn_mask, dropout_p):
+        return _fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    flat = query.dim() < WIDE
     if flat:
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
-    output, _ = attend(_inputs(query, key, value, attn_mask, dropout_p, is_causal, scale), with_lse=False)
+    output, _ = attend(inputs_of(query, key, value, attn_mask, dropout_p, is_causal, scale), with_lse=False)
     return output.squeeze(0) if flat else output
+
+
+def _is_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float) -> bool:
+    """Is this a call for torch's fused operator, which needs no Python? Nothing but tensors that nobody watches.
+
+    Not with a mask where gradients are wanted: the operator's backward may be called when regard is active no more, and
+    torch's own takes no bool mask and has NaN for a query that may attend to nothing.
+    """
+    if dropout_p != 0.0 or not {type(query), type(key), type(value)} <= PLAIN_TENSORS or is_observed():
+        return False
+    learns = query.requires_grad or key.requires_grad or value.requires_grad
+    return mask is None or (type(mask) is Tensor and not (learns and torch.is_grad_enabled()))
 
 
 def _serves(
@@ -155,7 +171,7 @@ def _serves(
     """Is this one attention problem whose sizes match exactly? Everything else is torch's to compute or to refuse."""
     batch, heads, length = query.shape[:-2], query.shape[-3:-2], key.shape[-2:-1]
     if (
-        query.dim() not in {3, _WIDE}
+        query.dim() not in {3, WIDE}
         or query.is_nested
         or query.dtype not in _DTYPES
         or key.dtype != query.dtype
@@ -171,7 +187,7 @@ def _serves(
     ):
         return False
     if key.shape[:-2] != batch and not (
-        enable_gqa and query.dim() == _WIDE and key.shape[0] == query.shape[0] and heads[0] % key.shape[1] == 0
+        enable_gqa and query.dim() == WIDE and key.shape[0] == query.shape[0] and heads[0] % key.shape[1] == 0
     ):
         return False
     if attn_mask is not None and (is_causal or not _fits(attn_mask, query, key)):
@@ -191,78 +207,4 @@ def _fits(mask: Tensor, query: Tensor, key: Tensor) -> bool:
     )
 
 
-def _inputs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> Inputs:
-    dense = bias = None
-    if attn_mask is not None:
-        while attn_mask.dim() < _WIDE:
-            attn_mask = attn_mask.unsqueeze(0)
-        if attn_mask.dtype == torch.bool:
-            dense = attn_mask.expand(-1, -1, query.shape[2], key.shape[2])
-        else:
-            bias = attn_mask.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
-    return Inputs(
-        query, key, value, 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale, None,
-        None, 0 if is_causal else None, 0, None, None, None, None, None, 1, 1, dense, bias,
-        0, None, None, None, None, None, _dropout.draw_seed() if dropout_p > 0.0 else None, dropout_p,
-    )  # fmt: skip
-
-
-# ------------------------------------------------------- the kernel that earlier compiled graphs call by name
-
-
-def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    output, lse, _ = forward(_inputs(query, key, value, attn_mask, dropout_p, is_causal, scale))
-    if lse is None:
-        raise AssertionError("forward gives the lse unless told not to")
-    if query.stride(3) != 1:  # the compiler expects the layout of the query, whatever it is
-        output = torch.empty_like(query).copy_(output)
-    return output, _length_before_heads(lse)
-
-
-def _length_before_heads(tensor: Tensor) -> Tensor:
-    """The same numbers in the layout (batch, length, heads, ...), which compiled graphs expect of these kernels."""
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-def _flash_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Any, ...]:
-    inputs = _inputs(query, key, value, attn_mask, dropout_p, is_causal, scale)
-    wanted = (True, True, True, *[False] * 6)
-    gradients = backward(inputs, grad_out, None, (out, logsumexp, torch.zeros_like(logsumexp)), wanted)
-    return tuple(None if gradient is None else _length_before_heads(gradient) for gradient in gradients[:3])
-
-
-_KERNELS = (
-    ("scaled_dot_product_attention", _attention, "CPU"),
-    ("scaled_dot_product_attention", _attention, "AutogradCPU"),
-    ("_scaled_dot_product_flash_attention_for_cpu", _flash, "CPU"),
-    ("_scaled_dot_product_flash_attention_for_cpu_backward", _flash_backward, "CPU"),
-)
+_REPLACED = ("scaled_dot_product_attention", FUSED, f"{FUSED}_backward")

@@ -67,7 +67,8 @@ struct Backward {
     Scalar *added_rows;                     /* [most_keys + 64][width] */
     Scalar *lse, *lse_low, *means;          /* [64]; the last is D */
     int64_t *alone;                         /* 1: one tile has all keys that the block sees */
-    int64_t *natural;                       /* 1: lse is a natural logarithm, else in units of log2 */
+    int64_t *large;                         /* 1: some lse is too large for the quick way to a weight */
+    Scalar *huge;                           /* [64]: 1 where it is so large that the lse is a natural logarithm */
     Scalar *rows;                           /* [64][columns] */
     uint64_t *words, *kept;
     Scalar *sums;                           /* dK and dV: [kv_len][key_columns], [kv_len][value_columns] */
@@ -104,7 +105,8 @@ struct Backward {
     s->lse = numbers(kBlock);
     s->lse_low = numbers(kBlock);
     s->means = numbers(kBlock);
-    s->natural = (int64_t *)take_aligned(&cursor, 8);
+    s->huge = numbers(kBlock);
+    s->large = (int64_t *)take_aligned(&cursor, 8);
     s->alone = (int64_t *)take_aligned(&cursor, 8);
     s->rows = numbers(2 * kBlock * columns);
     s->words = (uint64_t *)take_aligned(&cursor, most_keys * 8);
@@ -184,9 +186,6 @@ struct Backward {
 
   void block(const Scratch &s, const Visible &v, int64_t split) {
     begin(s, v);
-    int64_t tiles = 0;
-    v.for_each_run([&](const Run &run) { tiles += (run.end - run.first + most_keys - 1) / most_keys; });
-    *s.alone = tiles == 1;
     v.for_each_run([&](const Run &run) {
       for (int64_t key = run.first; key < run.end; key += most_keys) {
         const int64_t end = key + most_keys < run.end ? key + most_keys : run.end;
@@ -211,6 +210,9 @@ struct Backward {
   }
 
   void begin(const Scratch &s, const Visible &v) const {
+    int64_t tiles = 0;
+    v.for_each_run([&](const Run &run) { tiles += (run.end - run.first + most_keys - 1) / most_keys; });
+    *s.alone = tiles == 1;
     const int64_t first = v.block * kBlock;
     const Storage *grads = row_of<Storage>(a.grad_output, v.batch, v.head, first);
     load_rows(row_of<Storage>(p.query, v.batch, v.head, first), p.query.row_stride, v.rows, p.head_dim, key_columns, s,
@@ -241,17 +243,18 @@ struct Backward {
    * see nothing, are 0. */
   void load_lse(const Scratch &s, const Visible &v, int64_t first_row) const {
     const Scalar *lse = (const Scalar *)a.lse + first_row, *low = (const Scalar *)a.lse_low;
-    *s.natural = !plain;
-    for (int64_t lane = 0; lane < v.rows; ++lane)
-      if (lse[lane] - lse[lane] == 0 && !(fabs((double)lse[lane]) < kHuge)) *s.natural = 1;
+    *s.large = 0;
     for (int64_t lane = 0; lane < kBlock; ++lane) {
       s.lse[lane] = (Scalar)INFINITY;
-      s.lse_low[lane] = 0;
+      s.lse_low[lane] = s.huge[lane] = 0;
       if (lane >= v.rows || lse[lane] == -(Scalar)INFINITY) continue;
-      const double rest = low ? (double)low[first_row + lane] : 0.0;
+      const double rest = low ? (double)low[first_row + lane] : 0.0, size = fabs((double)lse[lane]);
       const double exponent = ((double)lse[lane] + rest) * kLog2E;
-      s.lse[lane] = *s.natural ? lse[lane] : (Scalar)exponent;
-      s.lse_low[lane] = *s.natural ? (Scalar)(rest * kLog2E) : (Scalar)(exponent - (double)(Scalar)exponent);
+      const bool natural = !plain || size >= kHuge;
+      if (size >= kLarge) *s.large = 1;
+      s.huge[lane] = natural;
+      s.lse[lane] = natural ? lse[lane] : (Scalar)exponent;
+      s.lse_low[lane] = natural ? (Scalar)(rest * kLog2E) : (Scalar)(exponent - (double)(Scalar)exponent);
     }
   }
 
@@ -363,24 +366,22 @@ struct Backward {
     finish_scores(at, t.first, t.first + t.keys, t.first_group, t.end_group);
   }
 
-  /* D from the weights and dP themselves, where they are all at hand: what rounding took from the output is not in it. */
-  void exact_means(const Scratch &s, const Visible &v, const Run &run, const TileRange &t) const {
+  /* D from the weights and dP themselves, where they are all at hand: what rounding took from the output is not in it.
+   * What is not finite in the output is. */
+  void exact_means(const Scratch &s, const Visible &v, const TileRange &t) const {
     const Vector unit = broadcast(unit_of<Scalar>(p)), scale = broadcast((Scalar)p.scale), none = Vector{};
     const Vector grown = broadcast((Scalar)p.keep_scale);
     const int64_t first_row = (v.batch * p.heads + v.head) * p.q_len + v.block * kBlock;
     for (int column = 0; column < t.columns; ++column) {
       const int lane = t.first_lane + column * width;
-      const Vector lse = load(s.lse + lane), low = load(s.lse_low + lane);
-      Vector sum = none;
+      const Lse lse(s, lane);
+      Vector sum = load(s.means + lane) * Scalar(0);
       for (int64_t key = 0; key < t.keys; ++key) {
-        Vector weight = weight_of(load(s.scores + key * kBlock + lane), *s.natural, unit, scale, lse, low);
+        const Vector score = load(s.scores + key * kBlock + lane);
+        const Vector weight = weight_of(score, lse, unit, scale);
         Vector back = load(s.products + key * kBlock + lane);
         if (p.drop_below) back = back * where_bit(s.kept[key], lane, grown, none);
-        if (run.masked()) {
-          weight = where_bit(s.words[key], lane, weight, none);
-          back = where_bit(s.words[key], lane, back, none);
-        }
-        sum = multiply_add(weight, back, sum);
+        sum = score == -INFINITY ? sum : multiply_add(weight, back, sum);
       }
       store(s.means + lane, sum);
     }
@@ -389,11 +390,21 @@ struct Backward {
         s.means[lane] -= ((const Scalar *)a.grad_lse)[first_row + lane];
   }
 
-  /* The weight of a score in a tile. Huge scores, and those that are natural logarithms already, are compared before they
-   * are multiplied. */
-  REGARD_INLINE Vector weight_of(Vector score, bool natural, Vector unit, Vector scale, Vector lse, Vector low) const {
-    if (!natural) return exact_weight(score, unit, lse, low);
-    return weight_below(plain ? rounded_product(score, scale) : score, lse, broadcast((Scalar)kLog2E), low);
+  /* What a vector of queries divides by. */
+  struct Lse {
+    Vector lse, low, huge;
+    bool large;
+    Lse(const Scratch &s, int lane)
+        : lse(load(s.lse + lane)), low(load(s.lse_low + lane)), huge(load(s.huge + lane)), large(*s.large) {}
+  };
+
+  /* The weight of a score in a tile. A score that has more than its product with the scale in it is compared before it is
+   * multiplied, and so is a huge one, whose multiple may be infinite. */
+  REGARD_INLINE Vector weight_of(Vector score, const Lse &by, Vector unit, Vector scale) const {
+    if (!plain) return weight_below(score, by.lse, broadcast((Scalar)kLog2E), by.low);
+    if (!by.large) return exact_weight(score, unit, by.lse, by.low);
+    const Vector whole = weight_below(rounded_product(score, scale), by.lse, broadcast((Scalar)kLog2E), by.low);
+    return by.huge != 0 ? whole : exact_weight_of_large(score, unit, by.lse, by.low);
   }
 
   /* scores = P with its dropout, products = P (dP - D) scale: what comes back through the softmax. */
@@ -401,25 +412,28 @@ struct Backward {
     const Vector unit = broadcast(unit_of<Scalar>(p)), scale = broadcast((Scalar)p.scale);
     const Vector grown = broadcast((Scalar)p.keep_scale), none = Vector{};
     if (p.drop_below) dropout_words(p, v.batch, v.head, v.block * kBlock, t.first, t.first + t.keys, s.kept);
-    const bool natural = *s.natural;
-    if (*s.alone) exact_means(s, v, run, t);
+    if (*s.alone) exact_means(s, v, t);
+    const bool some_forbidden = !plain || run.masked();
     const bool through_softmax_only = !plain; /* the scale comes after the bias and the softcap: see bend */
     for (int column = 0; column < t.columns; ++column) {
       const int lane = t.first_lane + column * width;
-      const Vector lse = load(s.lse + lane), low = load(s.lse_low + lane), mean = load(s.means + lane);
+      const Lse lse(s, lane);
+      const Vector mean = load(s.means + lane);
       for (int64_t key = 0; key < t.keys; ++key) {
-        Scalar *score = s.scores + key * kBlock + lane, *product = s.products + key * kBlock + lane;
-        Vector weight = weight_of(load(score), natural, unit, scale, lse, low);
-        if (run.masked()) weight = where_bit(s.words[key], lane, weight, none); /* also where the lse is NaN */
-        Vector back = load(product), shown = weight;
+        Scalar *at = s.scores + key * kBlock + lane, *product = s.products + key * kBlock + lane;
+        const Vector score = load(at);
+        Vector weight = weight_of(score, lse, unit, scale), back = load(product);
+        /* A pair that a mask or a bias forbids has no part, whatever the row holds. */
+        if (some_forbidden) weight = score == -INFINITY ? none : weight;
+        Vector shown = weight;
         if (p.drop_below) {
           const Vector kept = where_bit(s.kept[key], lane, grown, none);
           shown = weight * kept;
           back = back * kept;
         }
         back = weight * (back - mean);
-        if (run.masked()) back = where_bit(s.words[key], lane, back, none);
-        store(score, shown);
+        if (some_forbidden) back = score == -INFINITY ? none : back;
+        store(at, shown);
         store(product, through_softmax_only ? back : back * scale);
       }
     }
@@ -453,13 +467,14 @@ struct Backward {
       constexpr int64_t stride = kBlock / 2;
       for (int column = 0; column < t.columns; ++column) {
         const int lane = t.first_lane + column * width;
-        const Floats lse = load(s.lse + lane), low = load(s.lse_low + lane), mean = load(s.means + lane);
+        const Lse lse(s, lane);
+        const Floats mean = load(s.means + lane);
         for (int64_t key = 0; key < t.keys; key += 2) {
           Floats slants[2] = {Floats{}, Floats{}};
           for (int64_t i = 0; i < 2 && key + i < t.keys; ++i) {
             const int64_t at = (key + i) * kBlock + lane;
-            Floats weight = *s.natural ? weight_of(load(s.scores + at), true, unit, scale, lse, low)
-                                       : power_of_two<Core::precision>(multiply_add(load(s.scores + at), unit, -lse));
+            Floats weight = lse.large ? weight_of(load(s.scores + at), lse, unit, scale)
+                                      : power_of_two<Core::precision>(multiply_add(load(s.scores + at), unit, -lse.lse));
             slants[i] = weight * scale * (load(s.products + at) - mean);
             if (run.masked()) {
               weight = where_bit(s.words[key + i], lane, weight, Floats{});
@@ -567,7 +582,15 @@ struct Backward {
     Scalar *to = (Scalar *)grad.data + v.batch * grad.batch_stride + v.head * grad.head_stride +
                  v.block * kBlock * grad.query_stride + t.first * grad.key_stride;
     const int64_t last_lane = t.first_lane + t.queries;
-    if (grad.query_stride == 0) { /* long sums, so not one by one in float */
+    if (grad.key_stride == 0 && grad.query_stride != 0) { /* long sums, so not one by one in float */
+      for (int64_t lane = t.first_lane; lane < last_lane; ++lane) {
+        double sum = 0;
+        for (int64_t key = 0; key < t.keys; ++key) sum += (double)s.products[key * kBlock + lane];
+        to[lane * grad.query_stride] += (Scalar)sum;
+      }
+      return;
+    }
+    if (grad.query_stride == 0) {
       for (int64_t key = 0; key < t.keys; ++key) {
         double sum = 0;
         for (int64_t lane = t.first_lane; lane < last_lane; ++lane) sum += (double)s.products[key * kBlock + lane];
@@ -624,7 +647,6 @@ struct Backward {
 
   void bias_block(const Scratch &s, const Visible &v) const {
     begin(s, v);
-    *s.alone = 0;
     v.for_each_run([&](const Run &run) {
       for (int64_t key = run.first; key < run.end; key += most_keys) {
         const TileRange t(v, run, key, key + most_keys < run.end ? key + most_keys : run.end);

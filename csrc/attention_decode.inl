@@ -26,22 +26,27 @@ struct Decode {
 
   const regard_problem &p;
   const regard_forward_results &results;
-  const int64_t group, rows, units, columns, stretches;
+  const int64_t group, rows;
+  /* Are products summed over lanes? Not where a gradient may follow: backward's scores are to be the same to the last
+   * bit, and it sums them one element after the other. */
+  const bool few;
+  const int64_t units, columns, stretches;
   const bool raw_keys, raw_values;
   Scalar *parts = nullptr; /* of each stretch: [rows][columns] sums of values, [rows] maxima, [rows] sums */
   int finite = 1, status = REGARD_OK;
 
   Decode(const regard_problem &problem, const regard_forward_results &to)
       : p(problem), results(to), group(problem.heads / problem.kv_heads), rows(problem.q_len * group),
-        units(units_of(problem.head_dim, rows)),
+        few(rows < kManyRows && !to.lse_low),
+        units(units_of(problem.head_dim, few)),
         columns((problem.value_dim + width - 1) / width * width), stretches((problem.kv_len + kStretch - 1) / kStretch),
         raw_keys(Pack::is_raw && problem.head_dim == units * Core::step_width),
         raw_values(Pack::is_raw && Core::step_width == 1 && problem.value_dim % width == 0) {}
 
   /* In a row of queries or keys; in whole vectors where products are summed over lanes. */
-  static int64_t units_of(int64_t head_dim, int64_t rows) {
+  static int64_t units_of(int64_t head_dim, bool whole_vectors) {
     const int64_t some = (head_dim + Core::step_width - 1) / Core::step_width;
-    return rows < kManyRows ? (some + width - 1) / width * width : some;
+    return whole_vectors ? (some + width - 1) / width * width : some;
   }
 
   int64_t part_size() const { return rows * (columns + 2); }
@@ -152,7 +157,7 @@ struct Decode {
   }
 
   void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys, int tile_columns) const {
-    if (rows < kManyRows) {
+    if (few) {
       match_few(s, key_rows, value_rows, keys);
       return;
     }
@@ -278,29 +283,22 @@ struct Decode {
       int64_t start, end;
       find_range(batch, head, query, &start, &end);
       const bool empty = start >= end;
-      double sum = 0, top = logarithm_of(p, highest), shrunk = 1;
-      if (p.sink && !empty) {
-        const double sink = (double)((const Scalar *)p.sink)[head];
-        if (sink > top) {
-          shrunk = exp(top - sink);
-          top = sink;
-        }
-        sum = exp(sink - top);
-      }
+      Normaliser n(logarithm_of(p, highest), 0);
+      if (p.sink && !empty) n.take_in((double)((const Scalar *)p.sink)[head]);
       Scalar *to = first + row * columns; /* the first stretch takes up the others */
       for (int64_t i = 0; i < stretches; ++i) {
         const Scalar *part = first + i * part_size();
         const Scalar mine = part[rows * columns + row];
-        const double share = mine == -(Scalar)INFINITY ? 0.0 : shrunk * exp2(((double)mine - (double)highest) * unit);
-        sum += share * (double)part[rows * columns + rows + row];
+        const double share = mine == -(Scalar)INFINITY ? 0.0 : n.shrunk * exp2(((double)mine - (double)highest) * unit);
+        n.weights += share * (double)part[rows * columns + rows + row];
         for (int64_t c = 0; c < p.value_dim; ++c)
           to[c] = (i ? to[c] : Scalar(0)) + (Scalar)share * part[row * columns + c];
       }
-      const Scalar shrink = empty ? Scalar(0) : (Scalar)(1 / sum); /* NaN where every score is -inf */
+      const Scalar shrink = empty ? Scalar(0) : (Scalar)(1 / n.sum()); /* NaN where every score is -inf */
       for (int64_t c = 0; c < p.value_dim; ++c) to[c] *= shrink;
       narrow(to, p.value_dim, row_of<Storage>(results.output, batch, head, query), &probe);
       Scalar lse = -(Scalar)INFINITY, low = 0;
-      if (!empty) split_lse(top, sum, &lse, &low);
+      if (!empty) split_lse(n.top, n.sum(), &lse, &low);
       const int64_t place = (batch * p.heads + head) * p.q_len + query;
       if (results.lse) ((Scalar *)results.lse)[place] = lse;
       if (results.lse_low) ((Scalar *)results.lse_low)[place] = low;

@@ -101,8 +101,8 @@ struct Forward {
       rows_to_tile(queries, p.query.row_stride * (int64_t)sizeof(Storage), v.rows, query_units, s.queries);
     } else {
       for (int64_t row = 0; row < v.rows; ++row)
-        Pack::pack_row(queries + row * p.query.row_stride, p.head_dim, (Unit *)s.scores + row * query_units);
-      rows_to_tile(s.scores, query_units * (int64_t)sizeof(Unit), v.rows, query_units, s.queries);
+        Pack::pack_row(queries + row * p.query.row_stride, p.head_dim, (Unit *)s.rows + row * query_units);
+      rows_to_tile(s.rows, query_units * (int64_t)sizeof(Unit), v.rows, query_units, s.queries);
     }
     if (p.distance_keys.data) {
       const Scalar *met = row_of<Scalar>(p.distance_query, v.batch, v.head, v.block * kBlock);
@@ -222,7 +222,7 @@ struct Forward {
 #pragma GCC unroll 4
         for (int v = 0; v < C; ++v) {
           const Vector score = load(row + v * width);
-          const Vector weight = kExact ? weight_below(score, top[v], units, Vector{})
+          const Vector weight = kExact ? weight_below(score, top[v], units)
                                        : power_of_two<6>((score - top[v]) * units);
           sums[v] = sums[v] + weight;
           store(row + v * width, weight);
@@ -289,21 +289,12 @@ struct Forward {
     const uint64_t seeing = rows_that_see(s, v);
     for (int64_t lane = 0; lane < lanes(v); ++lane) {
       const bool empty = !(seeing >> lane & 1);
-      double sum = (double)s.sums[lane], top = logarithm_of(p, s.highest[lane]);
-      double shrunk = 1; /* of the weights, where the sink is the largest logit */
-      if (p.sink && !empty) {
-        const double sink = (double)((const Scalar *)p.sink)[v.head];
-        if (sink > top) {
-          shrunk = exp(top - sink);
-          sum *= shrunk;
-          top = sink;
-        }
-        sum += exp(sink - top);
-      }
-      s.factors[lane] = empty ? Scalar(0) : (Scalar)(shrunk / sum);
+      Normaliser n(logarithm_of(p, s.highest[lane]), (double)s.sums[lane]);
+      if (p.sink && !empty) n.take_in((double)((const Scalar *)p.sink)[v.head]);
+      s.factors[lane] = empty ? Scalar(0) : (Scalar)(n.shrunk / n.sum());
       if (lane >= v.rows || !results.lse) continue;
       Scalar lse = -(Scalar)INFINITY, low = 0;
-      if (!empty) split_lse(top, sum, &lse, &low);
+      if (!empty) split_lse(n.top, n.sum(), &lse, &low);
       ((Scalar *)results.lse)[first_row + lane] = lse;
       if (results.lse_low) ((Scalar *)results.lse_low)[first_row + lane] = low;
     }

@@ -141,8 +141,10 @@ struct ObservedBlock {
   void weigh(const Run &run, int64_t count) const {
     for (int lane = run.first_group * kGroup; lane < run.end_group * kGroup; lane += width) {
       const Vector top = load(tops + lane), inverse = load(inverses + lane);
-      for (int64_t key = 0; key < count; ++key)
-        store(weights + key * kBlock + lane, exponential(load(scores + key * kBlock + lane) - top) * inverse);
+      for (int64_t key = 0; key < count; ++key) {
+        const Vector weight = exponential(load(scores + key * kBlock + lane) - top) * inverse;
+        store(weights + key * kBlock + lane, inverse == 0 ? Vector{} : weight); /* a lane without a query meets NaN too */
+      }
     }
   }
 
@@ -178,20 +180,12 @@ struct ObservedBlock {
     totals[lane] = 0;
     if (!real) return true;
     if (empty) return !(seen >> lane & 1) || (p.bias.data && highest_bias[lane] == -(Scalar)INFINITY);
-    double top = (double)highest[lane], sum = (double)sums[lane], sink_part = 0;
-    if (p.sink) {
-      const double sink = (double)((const Scalar *)p.sink)[v.head];
-      if (sink > top) {
-        sum *= exp(top - sink);
-        top = sink;
-      }
-      sink_part = exp(sink - top);
-    }
-    const double all = sum + sink_part;
-    tops[lane] = (Scalar)top;
-    inverses[lane] = (Scalar)(1 / all);
-    rests[lane] = log(all);
-    totals[lane] = sum / all;
-    return all == all;
+    Normaliser n((double)highest[lane], (double)sums[lane]);
+    if (p.sink) n.take_in((double)((const Scalar *)p.sink)[v.head]);
+    tops[lane] = (Scalar)n.top;
+    inverses[lane] = (Scalar)(1 / n.sum());
+    rests[lane] = log(n.sum());
+    totals[lane] = n.weights / n.sum();
+    return n.sum() == n.sum() && n.top < INFINITY; /* a sink of Inf leaves nothing to look at */
   }
 };

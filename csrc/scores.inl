@@ -5,9 +5,9 @@
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
 
-/* Does the problem have more than a positive scale and a mask? */
+/* Does the problem have no more than a positive scale and a mask? */
 REGARD_INLINE bool is_plain(const regard_problem &p) {
-  return p.scale > 0 && p.softcap == 0 && !p.bias.data && !p.distance_bias.data && !p.distance_keys.data;
+  return (float)p.scale > 0 && p.softcap == 0 && !p.bias.data && !p.distance_bias.data && !p.distance_keys.data;
 }
 
 /* One block of queries of one head, and the tile of keys at hand. */
@@ -90,24 +90,50 @@ void finish_scores(const ScoreTile<Scalar> &tile, int64_t first, int64_t end, in
   }
 }
 
-/* 2^(score * unit - high - low), with what rounding the product loses put back: large scores keep all their digits. */
+/* 2^(x + y), whatever their sizes: what rounding takes from the sum is not lost (Knuth's two-sum). */
+template <class Vector>
+REGARD_INLINE Vector power_of_sum(Vector x, Vector y) {
+  const Vector whole = x + y, taken = whole - x, rest = (x - (whole - taken)) + (y - taken);
+  return whole < -1000000 ? Vector{} : power_of_two<6>(whole, -rest); /* there the rest may be NaN */
+}
+
+/* 2^(score * unit - high - low), with what rounding the product loses put back: large scores keep all their digits.
+ * For low far below 1, as it is below kLarge. */
 template <class Vector>
 REGARD_INLINE Vector exact_weight(Vector score, Vector unit, Vector high, Vector low) {
   const Vector exponent = rounded_product(score, unit), lost = product_error(score, unit, exponent);
   const Vector weight = power_of_two<6>(exponent - high, low - lost);
-  return score == -INFINITY ? Vector{} : weight; /* there the lost part is NaN */
+  return exponent - high < -1000000 ? Vector{} : weight; /* there the lost part may be NaN */
 }
 
-/* 2^((score - high) * unit - low) in the same way, right for scores of any size: the difference is taken first. */
+/* The same for any low. */
+template <class Vector>
+REGARD_INLINE Vector exact_weight_of_large(Vector score, Vector unit, Vector high, Vector low) {
+  const Vector exponent = rounded_product(score, unit), lost = product_error(score, unit, exponent);
+  return exponent - high < -1000000 ? Vector{} : power_of_sum(exponent - high, lost - low);
+}
+
+/* 2^((score - high) * unit), right for scores of any size: the difference is taken first. */
+template <class Vector>
+REGARD_INLINE Vector weight_below(Vector score, Vector high, Vector unit) {
+  const Vector difference = score - high, exponent = rounded_product(difference, unit);
+  const Vector weight = power_of_two<6>(exponent, -product_error(difference, unit, exponent));
+  return exponent < -1000000 ? Vector{} : weight; /* there what is lost may be NaN */
+}
+
+/* 2^((score - high) * unit - low) for any low: that of a row of huge scores is all of the logarithm of its sum. */
 template <class Vector>
 REGARD_INLINE Vector weight_below(Vector score, Vector high, Vector unit, Vector low) {
   const Vector difference = score - high, exponent = rounded_product(difference, unit);
-  const Vector weight = power_of_two<6>(exponent, low - product_error(difference, unit, exponent));
-  return exponent < -1000000 ? Vector{} : weight; /* there what is lost may be NaN, or more than the power is good for */
+  const Vector lost = product_error(difference, unit, exponent);
+  return exponent < -1000000 ? Vector{} : power_of_sum(exponent, lost - low);
 }
 
-/* From this size of a natural logarithm on one float has no digits left behind the point. */
-constexpr double kHuge = 8388608;
+/* From this size of a natural logarithm on, what one float lacks of it is no small number any more. */
+constexpr double kLarge = 262144;
+
+/* From this size on two floats have no digits left behind the point either. */
+constexpr double kHuge = 4294967296.0;
 
 /* The natural logarithm that the highest score of a row stands for. Where it is huge, exactly the number that a score
  * becomes when it is multiplied by the scale. */
@@ -125,6 +151,25 @@ REGARD_INLINE void split_lse(double top, double sum, Scalar *lse, Scalar *low) {
   *lse = (Scalar)(top + rest);
   *low = *lse - *lse == 0 ? (Scalar)((top - (double)*lse) + rest) : Scalar(0);
 }
+
+/* A row's highest logit, and the sums of its weights and of the sink's below it. */
+struct Normaliser {
+  double top, weights, sink = 0;
+  double shrunk = 1; /* what the row's weights were multiplied by because the sink is the highest */
+  Normaliser(double highest, double sum) : top(highest), weights(sum) {}
+
+  void take_in(double logit) {
+    if (logit > top) {
+      shrunk = exp(top - logit);
+      weights *= shrunk;
+      top = logit;
+      sink = 1;
+    } else {
+      sink = exp(logit - top);
+    }
+  }
+  double sum() const { return weights + sink; }
+};
 
 /* -inf where a pair may not attend. */
 template <class Scalar>
@@ -164,8 +209,7 @@ REGARD_INLINE void philox(uint32_t a, uint32_t b, uint32_t c, uint32_t d, uint64
   out[0] = a, out[1] = b, out[2] = c, out[3] = d;
 }
 
-/* For each key of [first, end) a word: which of the block's 64 queries keep it. `kept` has room for three more at
- * either end. */
+/* For each key of [first, end) a word: which of the block's 64 queries keep it. */
 void dropout_words(const regard_problem &p, int64_t batch, int64_t head, int64_t first_query, int64_t first,
                    int64_t end, uint64_t *kept) {
   for (int64_t four = first >> 2; four <= (end - 1) >> 2; ++four) {

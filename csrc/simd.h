@@ -245,9 +245,10 @@ REGARD_INLINE Doubles where_bit(uint64_t word, int first, Doubles vector, Double
 }
 #endif
 
-/* 2 to the x - low, with |low| far below 1. NaN stays NaN; -inf gives 0; below 2^-126 it may be 0; a whole x is exact. Relative error before
- * rounding: kDegree 6 2.0e-9, kDegree 4 2.9e-6, enough for a weight that is rounded to bfloat16. The polynomials are
- * minimax fits of 2^x on [0, 1) in relative error with 1 at 0, made with Lawson's iteration. */
+/* 2 to the x - low. For |low| far below 1 only: `power_of_sum` takes any. NaN stays NaN; -inf gives 0; below 2^-126 it
+ * may be 0; a whole x is exact. Relative error before rounding: kDegree 6 2.0e-9, kDegree 4 2.9e-6, enough for a weight
+ * that is rounded to bfloat16. The polynomials are minimax fits of 2^x on [0, 1) in relative error with 1 at 0, made
+ * with Lawson's iteration. */
 template <int kDegree>
 REGARD_INLINE Floats exp2_fraction(Floats r) {
   Floats p;

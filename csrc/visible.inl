@@ -20,10 +20,6 @@ struct RowRanges {
 
 REGARD_INLINE int64_t clamp_key(int64_t key, int64_t kv_len) { return key < 0 ? 0 : key > kv_len ? kv_len : key; }
 
-REGARD_INLINE int64_t add_unless_unlimited(int64_t position, int64_t reach) {
-  return reach == REGARD_UNLIMITED ? REGARD_UNLIMITED : position + reach;
-}
-
 struct Visible {
   const regard_problem &problem;
   int64_t batch, head, block; /* block of queries */

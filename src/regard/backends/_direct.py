@@ -8,6 +8,7 @@ tensor subclasses) takes the operators in `_ops.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,9 @@ from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from regard._errors import UnsupportedError
-from regard.backends._native_call import DIFFERENTIABLE, Inputs, backward, forward
+from regard.backends._batched_gradients import is_batched, one_after_the_other
+from regard.backends._native_call import DIFFERENTIABLE, backward, forward
+from regard.backends._native_struct import Inputs, with_packed_mask
 
 PLAIN_TENSORS = frozenset({Tensor, torch.nn.Parameter})
 _PLAIN = PLAIN_TENSORS | {int, float, bool, type(None)}
@@ -65,9 +68,17 @@ def _is_plain(inputs: Inputs) -> bool:
     return set(map(type, inputs)) <= _PLAIN and not is_observed()
 
 
+def _settled(inputs: Inputs) -> Inputs:
+    """With a mask and a seed of our own: backward must not see what becomes of the caller's."""
+    if inputs.seed is not None:
+        inputs = inputs._replace(seed=inputs.seed.clone())
+    return with_packed_mask(inputs)
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Inputs, *learned: Tensor | None) -> tuple[Tensor, Tensor]:
+        inputs = _settled(inputs)
         output, lse, low = forward(inputs)
         if lse is None or low is None:
             raise AssertionError("forward gives the lse unless told not to")
@@ -84,6 +95,9 @@ class _Attention(torch.autograd.Function):
             grad_output = torch.zeros_like(output)
         inputs = ctx.inputs._replace(**dict(zip(DIFFERENTIABLE, learned, strict=True)))
         wanted = ctx.needs_input_grad[1:]
+        if is_batched(grad_output) or is_batched(grad_lse):
+            each = partial(backward, inputs, results=(output, lse, low), wanted=wanted)
+            return (None, *one_after_the_other(each, grad_output, grad_lse))
         if torch.is_grad_enabled():  # with create_graph=True
             return (None, *_gradients(inputs, wanted, low, grad_output, grad_lse, output, lse, *learned))
         return (None, *backward(inputs, grad_output, grad_lse, (output, lse, low), wanted))

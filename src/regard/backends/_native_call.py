@@ -82,7 +82,8 @@ def new_output(query: Tensor, value: Tensor) -> Tensor:
 
 def like_rows(tensor: Tensor) -> Tensor:
     """Uninitialised, of the same layout unless its rows are not contiguous."""
-    return torch.empty_like(tensor) if tensor.stride(3) == 1 else tensor.new_empty(tensor.shape)
+    like = torch.empty_like(tensor)  # of a view that overlaps itself the layout is torch's to choose
+    return like if like.stride(3) == 1 or like.shape[3] == 1 else tensor.new_empty(tensor.shape)
 
 
 def _saturating(inputs: Inputs) -> Inputs:
@@ -201,7 +202,7 @@ def _backward(
         if name in made:
             made[name] = _summed_to(made[name], getattr(inputs, name))
     if want["sink"] and inputs.sink is not None:
-        made["sink"] = _grad_sink(inputs.sink, grad_output, grad_lse, output, lse)
+        made["sink"] = _grad_sink(inputs.sink, grad_output, grad_lse, results)
     return Gradients(**made), status
 
 
@@ -225,9 +226,12 @@ def _summed_to(sums: Tensor, table: Tensor) -> Tensor:
     return (total if table.shape[0] == total.shape[0] else total.sum(0, keepdim=True)).to(table.dtype)
 
 
-def _grad_sink(sink: Tensor, grad_output: Tensor, grad_lse: Tensor | None, output: Tensor, lse: Tensor) -> Tensor:
+def _grad_sink(
+    sink: Tensor, grad_output: Tensor, grad_lse: Tensor | None, results: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
     """A sink takes weight exp(sink - lse) from every row that sees something."""
-    weight = torch.where(lse == -math.inf, 0.0, torch.exp(sink.view(1, -1, 1) - lse))
+    output, lse, low = results
+    weight = torch.where(lse == -math.inf, 0.0, torch.exp((sink.view(1, -1, 1) - lse) - low))
     means = (grad_output.to(lse.dtype) * output.to(lse.dtype)).sum(-1)
     if grad_lse is not None:
         means = means - grad_lse

@@ -22,33 +22,38 @@ _ONE_THREAD = 1 << 19
 
 
 class Inputs(NamedTuple):
-    """Everything that is computed with. Tables are over the q_len + kv_len - 1 distances, ascending."""
+    """Everything that is computed with. Tables are over the q_len + kv_len - 1 distances, ascending.
+
+    A mask that is not told by a band and intervals comes as `dense`, or packed: `words` alone hold one for each key of
+    each block of 64 queries, and with `tile_first` those of runs of keys; they are shared by samples and heads where
+    `tile_batches` and `tile_heads` are 1.
+    """
 
     query: Tensor
     key: Tensor
     value: Tensor
     scale: float
-    softcap: float | None
-    before: int | None
-    after: int | None
-    offset: int
-    intervals: Tensor | None
-    tile_first: Tensor | None
-    tile_keys: Tensor | None
-    tile_word: Tensor | None
-    words: Tensor | None
-    tile_batches: int
-    tile_heads: int
-    dense: Tensor | None
-    bias: Tensor | None
-    distance_offset: int
-    distance_bias: Tensor | None
-    distance_query: Tensor | None
-    distance_keys: Tensor | None
-    distance_values: Tensor | None
-    sink: Tensor | None
-    seed: Tensor | None
-    dropout_p: float
+    softcap: float | None = None
+    before: int | None = None
+    after: int | None = None
+    offset: int = 0
+    intervals: Tensor | None = None
+    tile_first: Tensor | None = None
+    tile_keys: Tensor | None = None
+    tile_word: Tensor | None = None
+    words: Tensor | None = None
+    tile_batches: int = 1
+    tile_heads: int = 1
+    dense: Tensor | None = None
+    bias: Tensor | None = None
+    distance_offset: int = 0
+    distance_bias: Tensor | None = None
+    distance_query: Tensor | None = None
+    distance_keys: Tensor | None = None
+    distance_values: Tensor | None = None
+    sink: Tensor | None = None
+    seed: Tensor | None = None
+    dropout_p: float = 0.0
 
     @property
     def working(self) -> torch.dtype:
@@ -59,6 +64,23 @@ class Inputs(NamedTuple):
     def distances(self) -> int:
         """How many distances occur."""
         return self.query.shape[2] + self.key.shape[2] - 1
+
+
+def with_packed_mask(inputs: Inputs, threads: int | None = None) -> Inputs:
+    """The same with words in place of a dense mask, which may then change or go."""
+    dense = inputs.dense
+    if dense is None:
+        return inputs
+    batch, heads = (size if stride else 1 for size, stride in zip(dense.shape[:2], dense.stride()[:2], strict=True))
+    q_len, kv_len = dense.shape[2:]
+    words = torch.empty((batch, heads, (q_len + 63) // 64, kv_len), dtype=torch.int64)
+    pairs = pairs_of(dense)
+    threads = torch.get_num_threads() if threads is None else threads
+    status = abi.loaded_core().regard_pack_mask(
+        ctypes.byref(pairs), batch, heads, q_len, kv_len, words.data_ptr(), threads
+    )
+    checked(status)
+    return inputs._replace(dense=None, words=words, tile_batches=batch, tile_heads=heads)
 
 
 class ProblemStruct:
@@ -90,35 +112,19 @@ class ProblemStruct:
         before = abi.UNLIMITED if inputs.before is None else inputs.before
         after = abi.UNLIMITED if inputs.after is None else inputs.after
         intervals = _NO_INTERVALS if inputs.intervals is None else self._intervals(inputs.intervals)
+        inputs = with_packed_mask(inputs, self.threads)
         words = _NO_WORDS
-        if inputs.dense is not None:
-            words = self._packed_words(inputs.dense)
-        elif inputs.tile_first is not None:
-            words = self._tiles(inputs)
+        if inputs.words is not None:
+            words = self._words(inputs, inputs.words)
         return (before, after, inputs.offset, *intervals, *words)
 
     def _intervals(self, intervals: Tensor) -> tuple[int, ...]:
         intervals = self.keep(intervals.contiguous())
         return (intervals.data_ptr(), intervals.shape[2], *_shared_strides(intervals))
 
-    def _packed_words(self, dense: Tensor) -> tuple[int, ...]:
-        batch, heads = (size if stride else 1 for size, stride in zip(dense.shape[:2], dense.stride()[:2], strict=True))
-        q_len, kv_len = dense.shape[2:]
-        blocks = (q_len + 63) // 64
-        words = self.keep(torch.empty((batch, heads, blocks, kv_len), dtype=torch.int64))
-        pairs = pairs_of(dense)
-        status = abi.loaded_core().regard_pack_mask(
-            ctypes.byref(pairs), batch, heads, q_len, kv_len, words.data_ptr(), self.threads
-        )
-        checked(status)
-        return (words.data_ptr(), 0, 0, 0, *_block_strides(batch, heads, blocks))
-
-    def _tiles(self, inputs: Inputs) -> tuple[int, ...]:
-        pointers: list[int] = []
-        for tensor in (inputs.words, inputs.tile_first, inputs.tile_keys, inputs.tile_word):
-            if tensor is None:
-                raise AssertionError("bit tiles come as four tensors")
-            pointers.append(self.keep(tensor.contiguous()).data_ptr())
+    def _words(self, inputs: Inputs, words: Tensor) -> tuple[int, ...]:
+        parts = (words, inputs.tile_first, inputs.tile_keys, inputs.tile_word)
+        pointers = (0 if part is None else self.keep(part.contiguous()).data_ptr() for part in parts)
         blocks = (inputs.query.shape[2] + 63) // 64
         return (*pointers, *_block_strides(inputs.tile_batches, inputs.tile_heads, blocks))
 

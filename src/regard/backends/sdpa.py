@@ -18,6 +18,17 @@ from regard._finite import finite_part
 from regard.backends._base import Backend, Problem, Support
 from regard.masks import Causal
 
+_replaced = False
+
+
+def set_replaced(*, replaced: bool) -> None:
+    """Say whether F.scaled_dot_product_attention on CPU is torch's own no more, so that it is not taken for torch's."""
+    global _replaced  # noqa: PLW0603 - torch's dispatcher is one for the process
+    _replaced = replaced
+
+
+_WHY_REPLACED = "regard.activate() has put the native core in its place; call regard.deactivate() first"
+
 
 class Sdpa(Backend):
     """torch's scaled_dot_product_attention."""
@@ -27,6 +38,7 @@ class Sdpa(Backend):
     def support(self, problem: Problem) -> Support:
         """Yes, unless an option has no counterpart in SDPA, or the values are not finite."""
         for refused, reason in (
+            (_replaced and problem.query.device.type == "cpu", _WHY_REPLACED),
             (problem.dropout_p > 0.0, "its dropout takes no seed, so backward and other backends could not repeat it"),
             (problem.softcap is not None, "it has no softcap"),
             (problem.sink is not None, "it has no sink"),

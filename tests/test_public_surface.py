@@ -11,7 +11,7 @@ import time
 import pytest
 
 import regard
-from regard import masks, positions
+from regard import masks, nn, positions
 
 OPTIONAL = ("transformers", "matplotlib", "rich", "cyclopts", "safetensors", "onnx", "hypothesis")
 
@@ -30,7 +30,10 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_import_brings_in_no_optional_package():
-    everything = "import regard, torch; regard.attention, regard.masks, regard.positions; q = torch.zeros(1, 1, 2, 4);"
+    everything = (
+        "import regard, torch; regard.attention, regard.masks, regard.nn.Card, regard.positions;"
+        "q = torch.zeros(1, 1, 2, 4);"
+    )
     assert imported_by("import regard") == set()
     assert imported_by(everything + "regard.attention(q, q, q, mask=regard.masks.Causal())") == set()
 
@@ -76,18 +79,18 @@ def public_names(module):
 
 def test_public_names_are_sorted():
     # Upper case before lower case, as sorted() and the linter have it; no name twice.
-    for module in (regard, masks, positions):
+    for module in (regard, masks, nn, positions):
         assert list(module.__all__) == sorted(set(module.__all__)), module.__name__
 
 
 def test_public_names_exist_and_dir_shows_them():
-    for module in (regard, masks, positions):
+    for module in (regard, masks, nn, positions):
         for name in module.__all__:
             assert getattr(module, name) is not None
         assert set(module.__all__) <= set(dir(module))
 
 
-@pytest.mark.parametrize("module", [regard, masks, positions], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [regard, masks, nn, positions], ids=lambda module: module.__name__)
 def test_public_names_are_documented(module):
     assert inspect.getdoc(module)
     bare = [name for name in public_names(module) if not own_documentation(getattr(module, name))]
@@ -104,7 +107,7 @@ def own_documentation(thing):
 def test_public_methods_are_documented():
     bare = [
         f"{kind.__name__}.{name}"
-        for module in (regard, masks, positions)
+        for module in (regard, masks, nn, positions)
         for kind in (getattr(module, name) for name in public_names(module))
         if inspect.isclass(kind)
         for name, member in vars(kind).items()

@@ -2,8 +2,9 @@
 
 `regard.attention` computes exact attention with every option honoured or refused; `regard.reference`
 is the float64 oracle it is checked against; `regard.masks` say which pairs may attend and
-`regard.positions` how distance matters; `regard.observe` shows the weights of any model without
-taking its fused kernels away; `regard.activate` gives every model the native core.
+`regard.positions` how distance matters; `regard.nn` has the mechanisms as modules with weights; `regard.observe`
+shows the weights of any model without taking its fused kernels away; `regard.activate` gives every model the
+native core.
 
 Names are imported when they are first used, so that `regard --help` need not wait for torch.
 """
@@ -15,6 +16,7 @@ from regard._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from regard import masks as masks
+    from regard import nn as nn
     from regard import positions as positions
     from regard import reference as reference
     from regard._attention import Choice as Choice
@@ -43,6 +45,7 @@ __getattr__ = lazily(
     __name__,
     {
         "regard.masks": (),
+        "regard.nn": (),
         "regard.positions": (),
         "regard.reference": (),
         "regard._attention": ("Choice", "Dispatch", "attention", "dispatch"),
@@ -83,6 +86,7 @@ __all__ = [
     "deactivate",
     "dispatch",
     "masks",
+    "nn",
     "observe",
     "positions",
     "reference",

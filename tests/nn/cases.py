@@ -27,7 +27,7 @@ class Case:
         inputs: the tensors that its forward takes by position for a batch and a length (or image side), in float32;
             the first one is what the laws look through.
         options: keywords of the call for a batch and a length.
-        with_padding: keywords that say how many tokens of each sample are real, or None where the card says it takes none.
+        with_padding: keywords that say how many tokens of each sample are real; None where the card says it takes none.
         causal: made so that a token sees no later one.
         output: the main tensor of what the call gives.
         compiles: torch.compile(fullgraph=True) works; a reason where it does not.

@@ -15,6 +15,8 @@ namespace {
 #include "scores.inl"
 #include "attention_forward.inl"
 #include "attention_decode.inl"
+#include "backward_block.inl"
+#include "backward_tile.inl"
 #include "attention_backward.inl"
 #include "observed_block.inl"
 #include "attention_weights.inl"

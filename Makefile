@@ -24,6 +24,7 @@ test: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.inl csrc/*.cpp csrc/*.h
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
@@ -45,6 +46,7 @@ bench: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i csrc/*.inl csrc/*.cpp csrc/*.h
 
 clean:
 	rm -rf $(VENV) .cache out build dist

@@ -34,8 +34,12 @@ struct Backward {
   int finite = 1, status = REGARD_OK;
 
   Backward(const regard_problem &problem, const regard_backward_arguments &arguments)
-      : p(problem), a(arguments), shape(problem, arguments), splits(backward_splits(problem)),
-        blocks((problem.q_len + kBlock - 1) / kBlock), owners(problem.batch * problem.kv_heads) {}
+      : p(problem),
+        a(arguments),
+        shape(problem, arguments),
+        splits(backward_splits(problem)),
+        blocks((problem.q_len + kBlock - 1) / kBlock),
+        owners(problem.batch * problem.kv_heads) {}
 
   /* -------------------------------------------------------------------------------------------- tasks */
 
@@ -60,8 +64,10 @@ struct Backward {
 
   bool allocate(Block *s, bool with_sums) {
     char *memory = (char *)regard::thread_scratch((size_t)s->lay_out(nullptr, with_sums));
-    if (memory) s->lay_out(memory, with_sums);
-    else __atomic_store_n(&status, REGARD_NO_MEMORY, __ATOMIC_RELAXED);
+    if (memory)
+      s->lay_out(memory, with_sums);
+    else
+      __atomic_store_n(&status, REGARD_NO_MEMORY, __ATOMIC_RELAXED);
     return memory != nullptr;
   }
 
@@ -142,7 +148,8 @@ struct Backward {
     if (p.distance_keys.data) {
       spread_by_distance(t.s.distance_tile, t.s.products, t.keys, t.first_group, t.end_group);
       const Scalar *table = (const Scalar *)p.distance_keys.data + t.v.head * p.distance_keys.head_stride;
-      combine_distances(rows, table, p.distance_keys.row_stride, p.head_dim, t.s.distance_tile, t.s.grad_distance_queries);
+      combine_distances(rows, table, p.distance_keys.row_stride, p.head_dim, t.s.distance_tile,
+                        t.s.grad_distance_queries);
       if (a.grad_distance_keys)
         add_rows(t.s, rows, t.s.distance_query_rows, t.s.key_columns, p.head_dim, t.v.rows,
                  (Scalar *)a.grad_distance_keys + (place * all_rows + rows.table_row) * p.head_dim);

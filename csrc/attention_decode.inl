@@ -4,9 +4,9 @@
  * Many queries meet keys that are transposed first, so that lanes are keys; for a few it is cheaper to sum products over lanes. The keys are cut into stretches of a fixed length for the threads; each stretch gives
  * its own softmax, and these are merged by their maxima and sums in order (Dao et al. 2023, "Flash-Decoding"). */
 
-constexpr int64_t kMostDecodedRows = 64;  /* queries of all heads that share a key head */
-constexpr int64_t kStretch = 512;         /* keys of a task */
-constexpr int64_t kManyRows = 8;          /* from so many queries on, transposing the keys pays */
+constexpr int64_t kMostDecodedRows = 64; /* queries of all heads that share a key head */
+constexpr int64_t kStretch = 512;        /* keys of a task */
+constexpr int64_t kManyRows = 8;         /* from so many queries on, transposing the keys pays */
 
 /* Is this problem one for `Decode`: few queries, and no option that belongs to single pairs? */
 bool fits_decode(const regard_problem &p) {
@@ -36,10 +36,14 @@ struct Decode {
   int finite = 1, status = REGARD_OK;
 
   Decode(const regard_problem &problem, const regard_forward_results &to)
-      : p(problem), results(to), group(problem.heads / problem.kv_heads), rows(problem.q_len * group),
+      : p(problem),
+        results(to),
+        group(problem.heads / problem.kv_heads),
+        rows(problem.q_len * group),
         few(rows < kManyRows && !to.lse_low),
         units(units_of(problem.head_dim, few)),
-        columns((problem.value_dim + width - 1) / width * width), stretches((problem.kv_len + kStretch - 1) / kStretch),
+        columns((problem.value_dim + width - 1) / width * width),
+        stretches((problem.kv_len + kStretch - 1) / kStretch),
         raw_keys(Pack::is_raw && problem.head_dim == units * Core::step_width),
         raw_values(Pack::is_raw && Core::step_width == 1 && problem.value_dim % width == 0) {}
 
@@ -66,11 +70,11 @@ struct Decode {
   }
 
   struct Scratch {
-    Unit *queries;        /* [rows][units] */
-    Unit *keys;           /* [units][64] */
-    Unit *packed;         /* rows of 64 keys or values as units */
-    Scalar *scores;       /* [rows][64] */
-    Unit *weights;        /* [rows][64 keys in units] */
+    Unit *queries;          /* [rows][units] */
+    Unit *keys;             /* [units][64] */
+    Unit *packed;           /* rows of 64 keys or values as units */
+    Scalar *scores;         /* [rows][64] */
+    Unit *weights;          /* [rows][64 keys in units] */
     int64_t *starts, *ends; /* of the keys each row sees */
   };
 
@@ -95,8 +99,10 @@ struct Decode {
       return;
     }
     lay_out(&s, memory);
-    const int64_t index = task % stretches, kv_head = task / stretches % p.kv_heads, batch = task / stretches / p.kv_heads;
-    Scalar *sums_of_values = parts + task * part_size(), *highest = sums_of_values + rows * columns, *sums = highest + rows;
+    const int64_t index = task % stretches, kv_head = task / stretches % p.kv_heads,
+                  batch = task / stretches / p.kv_heads;
+    Scalar *sums_of_values = parts + task * part_size(), *highest = sums_of_values + rows * columns,
+           *sums = highest + rows;
     memset(sums_of_values, 0, (size_t)(rows * columns) * sizeof(Scalar));
     int64_t first = index * kStretch, end = first + kStretch < p.kv_len ? first + kStretch : p.kv_len;
     int64_t some_first = p.kv_len, some_end = 0;
@@ -141,7 +147,8 @@ struct Decode {
         for (int64_t i = 0; i < columns; ++i) sums_of_values[row * columns + i] *= factor;
 #if defined(REGARD_HAS_PAIRS)
       if constexpr (Core::step_width == 2)
-        for (int64_t lane = 0; lane < lanes; lane += width) store_halves(s.weights + (row * kBlock + lane) / 2, load(scores + lane));
+        for (int64_t lane = 0; lane < lanes; lane += width)
+          store_halves(s.weights + (row * kBlock + lane) / 2, load(scores + lane));
 #endif
     }
     combine(s, row_of<Storage>(p.value, batch, kv_head, first), keys, sums_of_values);
@@ -156,7 +163,8 @@ struct Decode {
     }
   }
 
-  void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys, int tile_columns) const {
+  void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys,
+             int tile_columns) const {
     if (few) {
       match_few(s, key_rows, value_rows, keys);
       return;
@@ -188,7 +196,8 @@ struct Decode {
     }
     int64_t row = 0;
     if (width >= 4)
-      for (; row + 4 <= rows; row += 4) match_rows<width >= 4 ? 4 : 1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
+      for (; row + 4 <= rows; row += 4)
+        match_rows<width >= 4 ? 4 : 1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
     for (; row + 2 <= rows; row += 2) match_rows<2>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
     for (; row < rows; ++row) match_rows<1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
   }
@@ -203,7 +212,8 @@ struct Decode {
       if (row == 0) ask_for(asked_keys, asked_values, key, key + K < keys ? key + K : keys);
       const Unit *from[K];
 #pragma GCC unroll 16
-      for (int k = 0; k < K; ++k) from[k] = (const Unit *)((const char *)key_rows + (key + k < keys ? key + k : keys - 1) * stride);
+      for (int k = 0; k < K; ++k)
+        from[k] = (const Unit *)((const char *)key_rows + (key + k < keys ? key + k : keys - 1) * stride);
       Vector sums[width];
 #pragma GCC unroll 16
       for (int i = 0; i < width; ++i) sums[i] = Vector{};

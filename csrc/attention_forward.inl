@@ -24,23 +24,26 @@ struct Forward {
   int status = REGARD_OK;
 
   Forward(const regard_problem &problem, const regard_forward_results &to)
-      : p(problem), results(to), query_units((problem.head_dim + Core::step_width - 1) / Core::step_width),
-        blocks((problem.q_len + kBlock - 1) / kBlock), plain(is_plain(problem)),
+      : p(problem),
+        results(to),
+        query_units((problem.head_dim + Core::step_width - 1) / Core::step_width),
+        blocks((problem.q_len + kBlock - 1) / kBlock),
+        plain(is_plain(problem)),
         raw_keys(Pack::is_raw && problem.head_dim % Core::step_width == 0 &&
                  problem.key.row_stride % Core::step_width == 0),
         raw_values(Pack::is_raw && Core::step_width == 1) {}
 
   struct Scratch {
-    Unit *queries;        /* [query_units][64] */
-    Unit *keys;           /* [most_keys][query_units], when packed */
-    Unit *values;         /* [most_keys][value_dim], when packed */
-    Scalar *scores;       /* [most_keys][64]; the weights take its place */
-    Scalar *output;       /* [value_dim][64] */
-    Scalar *added;        /* [most_keys][64] */
-    Scalar *distance_queries; /* [head_dim][64] */
-    Scalar *distance_tile; /* [most_keys + 63][64] */
+    Unit *queries;                                   /* [query_units][64] */
+    Unit *keys;                                      /* [most_keys][query_units], when packed */
+    Unit *values;                                    /* [most_keys][value_dim], when packed */
+    Scalar *scores;                                  /* [most_keys][64]; the weights take its place */
+    Scalar *output;                                  /* [value_dim][64] */
+    Scalar *added;                                   /* [most_keys][64] */
+    Scalar *distance_queries;                        /* [head_dim][64] */
+    Scalar *distance_tile;                           /* [most_keys + 63][64] */
     Scalar *highest, *sums, *factors, *tile_highest; /* [64] */
-    Scalar *rows;         /* [64][value_dim] */
+    Scalar *rows;                                    /* [64][value_dim] */
     uint64_t *words, *kept;
   };
 
@@ -133,8 +136,10 @@ struct Forward {
     }
     const bool in_one = !p.drop_below && !p.distance_values.data;
     const bool exact = Core::step_width == 1 && (!plain || !kFused);
-    if (!in_one || exact) softmax<false, true>(s, keys, first_lane, columns);
-    else softmax<true, false>(s, keys, first_lane, columns);
+    if (!in_one || exact)
+      softmax<false, true>(s, keys, first_lane, columns);
+    else
+      softmax<true, false>(s, keys, first_lane, columns);
     if (p.drop_below) {
       dropout_words(p, v.batch, v.head, v.block * kBlock, first, end, s.kept);
       drop_weights(p, s.scores, s.kept, keys, run.first_group, run.end_group);
@@ -162,7 +167,8 @@ struct Forward {
     }
     const bool with_max = plain && !run.masked();
     if (with_max) memcpy(s.tile_highest, s.highest, kBlock * sizeof(Scalar));
-    const Product<Scalar> product{stride, 1, kBlock, kBlock, query_units, with_max ? s.tile_highest + first_lane : nullptr};
+    const Product<Scalar> product{stride, 1,           kBlock,
+                                  kBlock, query_units, with_max ? s.tile_highest + first_lane : nullptr};
     if (with_max)
       multiply<Core, kStoreAndMax, true>(product, units, keys, s.queries + first_lane, columns, s.scores + first_lane);
     else
@@ -222,8 +228,7 @@ struct Forward {
 #pragma GCC unroll 4
         for (int v = 0; v < C; ++v) {
           const Vector score = load(row + v * width);
-          const Vector weight = kExact ? weight_below(score, top[v], units)
-                                       : power_of_two<6>((score - top[v]) * units);
+          const Vector weight = kExact ? weight_below(score, top[v], units) : power_of_two<6>((score - top[v]) * units);
           sums[v] = sums[v] + weight;
           store(row + v * width, weight);
         }
@@ -269,9 +274,11 @@ struct Forward {
                               ~((1ull << kGroup * run.first_group) - 1);
       for (int64_t key = run.first; key < run.end && (open & ~seeing); ++key) {
         uint64_t word = groups;
-        if (run.masked()) visible_words(Run{run.first, run.end, 0, 0, run.starts, run.ends, run.words}, key, key + 1, &word);
+        if (run.masked())
+          visible_words(Run{run.first, run.end, 0, 0, run.starts, run.ends, run.words}, key, key + 1, &word);
         for (int64_t lane = 0; lane < v.rows; ++lane)
-          if ((open & ~seeing & groups & word) >> lane & 1 && bias_at(v, lane, key) != -(Scalar)INFINITY) seeing |= 1ull << lane;
+          if ((open & ~seeing & groups & word) >> lane & 1 && bias_at(v, lane, key) != -(Scalar)INFINITY)
+            seeing |= 1ull << lane;
       }
     });
     return seeing;

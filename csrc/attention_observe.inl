@@ -52,9 +52,12 @@ struct StatisticsPass {
     spans = most_spans / all_heads < blocks ? most_spans / all_heads : blocks;
     if (spans < 1) spans = 1;
     if (r.received) received = (double *)calloc((size_t)(all_heads * spans * p.kv_len), sizeof(double));
-    if (r.pooled) pooled = (double *)calloc((size_t)(all_heads * (r.pooled_side + spans - 1) * r.pooled_side), sizeof(double));
-    if ((r.received && !received) || (r.pooled && !pooled)) status = REGARD_NO_MEMORY;
-    else regard::for_each_task(p.threads, all_heads * spans, run_task, this);
+    if (r.pooled)
+      pooled = (double *)calloc((size_t)(all_heads * (r.pooled_side + spans - 1) * r.pooled_side), sizeof(double));
+    if ((r.received && !received) || (r.pooled && !pooled))
+      status = REGARD_NO_MEMORY;
+    else
+      regard::for_each_task(p.threads, all_heads * spans, run_task, this);
     if (status == REGARD_OK && finite)
       for (int64_t head = 0; head < all_heads; ++head) {
         if (received) join_received(head);
@@ -115,7 +118,8 @@ struct StatisticsPass {
     }
   }
 
-  void add(const Scratch &s, const Run &run, int64_t first, int64_t end, int64_t rows, double *columns, double *map) const {
+  void add(const Scratch &s, const Run &run, int64_t first, int64_t end, int64_t rows, double *columns,
+           double *map) const {
     const int first_lane = run.first_group * kGroup, end_lane = run.end_group * kGroup;
     const int64_t count = end - first;
     if (needs_weights()) s.b.weigh(run, count);
@@ -135,7 +139,8 @@ struct StatisticsPass {
     const Vector top = load(s.b.tops + lane), lowest = broadcast(Scalar(-10000));
     Vector sum = {};
     for (int64_t key = 0; key < count; ++key)
-      sum = sum - load(s.b.weights + key * kBlock + lane) * larger(load(s.b.scores + key * kBlock + lane) - top, lowest);
+      sum =
+          sum - load(s.b.weights + key * kBlock + lane) * larger(load(s.b.scores + key * kBlock + lane) - top, lowest);
     add_lanes(s, sum, s.entropy, lane);
   }
 

@@ -26,7 +26,7 @@ struct WeightTile {
 
   static void run_task(void *self, int64_t task) { ((WeightTile *)self)->block(task); }
 
-  struct Chosen { /* of the rows asked for, those of one block */
+  struct Chosen {       /* of the rows asked for, those of one block */
     int64_t first, end; /* in a.rows */
     int first_group, end_group;
     Scalar *by_row; /* [64][most_keys], scratch */
@@ -45,13 +45,19 @@ struct WeightTile {
     by_row = lay_out(&b, &cursor);
     const int64_t index = task % blocks, head = task / blocks % a.head_count, batch = task / blocks / a.head_count;
     const int64_t first = starts[index], end = starts[index + 1];
-    const Chosen chosen{first, end, (int)(a.rows[first] % kBlock / kGroup), (int)(a.rows[end - 1] % kBlock / kGroup) + 1,
-                        by_row, (batch * a.head_count + head) * a.row_count};
+    const Chosen chosen{first,
+                        end,
+                        (int)(a.rows[first] % kBlock / kGroup),
+                        (int)(a.rows[end - 1] % kBlock / kGroup) + 1,
+                        by_row,
+                        (batch * a.head_count + head) * a.row_count};
     const Visible visible(p, batch, a.heads[head], a.rows[first] / kBlock);
     b.begin(visible);
     bool good = true;
-    if (a.lse) take_normalisers(b, chosen);
-    else good = b.normalise(visible, chosen.first_group, chosen.end_group);
+    if (a.lse)
+      take_normalisers(b, chosen);
+    else
+      good = b.normalise(visible, chosen.first_group, chosen.end_group);
     if (a.found_top) give_normalisers(b, chosen);
     if (a.weights && good) good = write_weights(&b, visible, chosen);
     if (!good) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
@@ -104,8 +110,10 @@ struct WeightTile {
     int64_t low = 0, high = a.col_count;
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
-      if (a.cols[middle] < key) low = middle + 1;
-      else high = middle;
+      if (a.cols[middle] < key)
+        low = middle + 1;
+      else
+        high = middle;
     }
     return low;
   }

@@ -16,30 +16,34 @@ struct BackwardBlock {
   const int64_t key_columns, value_columns; /* head_dim and value_dim in whole vectors, as numbers */
   const bool plain, raw_keys, raw_values;
 
-  bool alone = false; /* one tile has all keys that the block sees */
-  bool large = false; /* some lse is too large for the quick way to a weight */
-  Unit *queries, *grad_outputs;           /* [units][64] */
-  Unit *query_rows, *grad_output_rows;    /* [64 or 32 steps][columns]: what dK and dV are summed from */
-  Unit *keys, *values;                    /* [most_keys][units], when packed */
-  Unit *key_steps;                        /* [most_keys steps][head_dim], when packed */
-  Scalar *scores, *products;              /* [most_keys][64]: P, and dP that becomes dS */
-  Unit *weights, *slants, *slant_steps;   /* P and dS as units along the queries; dS as units along the keys */
-  Scalar *grad_queries;                   /* [head_dim][64] */
-  Scalar *added, *slopes;                 /* [most_keys][64] */
+  bool alone = false;                   /* one tile has all keys that the block sees */
+  bool large = false;                   /* some lse is too large for the quick way to a weight */
+  Unit *queries, *grad_outputs;         /* [units][64] */
+  Unit *query_rows, *grad_output_rows;  /* [64 or 32 steps][columns]: what dK and dV are summed from */
+  Unit *keys, *values;                  /* [most_keys][units], when packed */
+  Unit *key_steps;                      /* [most_keys steps][head_dim], when packed */
+  Scalar *scores, *products;            /* [most_keys][64]: P, and dP that becomes dS */
+  Unit *weights, *slants, *slant_steps; /* P and dS as units along the queries; dS as units along the keys */
+  Scalar *grad_queries;                 /* [head_dim][64] */
+  Scalar *added, *slopes;               /* [most_keys][64] */
   Scalar *distance_queries, *grad_distance_queries; /* [head_dim][64] */
   Scalar *distance_query_rows, *plain_grad_rows;    /* [64][columns] */
-  Scalar *plain_grad_outputs;             /* [value_dim][64] */
-  Scalar *distance_tile;                  /* [most_keys + 64][64] */
-  Scalar *added_rows;                     /* [most_keys + 64][width] */
-  Scalar *lse, *lse_low, *means;          /* [64]; the last is D */
-  Scalar *huge;                           /* [64]: 1 where it is so large that the lse is a natural logarithm */
-  Scalar *rows;                           /* [64][columns] */
+  Scalar *plain_grad_outputs;                       /* [value_dim][64] */
+  Scalar *distance_tile;                            /* [most_keys + 64][64] */
+  Scalar *added_rows;                               /* [most_keys + 64][width] */
+  Scalar *lse, *lse_low, *means;                    /* [64]; the last is D */
+  Scalar *huge; /* [64]: 1 where it is so large that the lse is a natural logarithm */
+  Scalar *rows; /* [64][columns] */
   uint64_t *words, *kept;
-  Scalar *sums;                           /* dK and dV: [kv_len][key_columns], [kv_len][value_columns] */
+  Scalar *sums; /* dK and dV: [kv_len][key_columns], [kv_len][value_columns] */
 
   BackwardBlock(const regard_problem &problem, const regard_backward_arguments &arguments)
-      : p(problem), a(arguments), key_units(units_in(problem.head_dim)), value_units(units_in(problem.value_dim)),
-        key_columns(whole_vectors(problem.head_dim)), value_columns(whole_vectors(problem.value_dim)),
+      : p(problem),
+        a(arguments),
+        key_units(units_in(problem.head_dim)),
+        value_units(units_in(problem.value_dim)),
+        key_columns(whole_vectors(problem.head_dim)),
+        value_columns(whole_vectors(problem.value_dim)),
         plain(is_plain(problem)),
         raw_keys(Pack::is_raw && problem.head_dim % Core::step_width == 0 &&
                  problem.key.row_stride % Core::step_width == 0),
@@ -54,9 +58,12 @@ struct BackwardBlock {
   int64_t lay_out(char *memory, bool with_sums) {
     char *cursor = memory;
     const auto units = [&](int64_t count) { return (Unit *)take_aligned(&cursor, count * (int64_t)sizeof(Unit)); };
-    const auto numbers = [&](int64_t count) { return (Scalar *)take_aligned(&cursor, count * (int64_t)sizeof(Scalar)); };
+    const auto numbers = [&](int64_t count) {
+      return (Scalar *)take_aligned(&cursor, count * (int64_t)sizeof(Scalar));
+    };
     const bool tables = p.distance_keys.data || p.distance_values.data;
-    const int64_t steps = kBlock / Core::step_width, columns = key_columns > value_columns ? key_columns : value_columns;
+    const int64_t steps = kBlock / Core::step_width,
+                  columns = key_columns > value_columns ? key_columns : value_columns;
     scores = numbers(most_keys * kBlock);
     products = numbers(most_keys * kBlock);
     queries = units(key_units * kBlock);
@@ -98,8 +105,7 @@ struct BackwardBlock {
     const Storage *grads = row_of<Storage>(a.grad_output, v.batch, v.head, first);
     load_rows(row_of<Storage>(p.query, v.batch, v.head, first), p.query.row_stride, v.rows, p.head_dim, key_columns,
               queries, query_rows);
-    load_rows(grads, a.grad_output.row_stride, v.rows, p.value_dim, value_columns, grad_outputs,
-              grad_output_rows);
+    load_rows(grads, a.grad_output.row_stride, v.rows, p.value_dim, value_columns, grad_outputs, grad_output_rows);
     const int64_t first_row = (v.batch * p.heads + v.head) * p.q_len + first;
     load_lse(v, first_row);
     load_means(v, grads, first_row);
@@ -122,13 +128,14 @@ struct BackwardBlock {
 
  private:
   /* Rows of queries or output gradients as units [units][64] and, for sums over queries, as [steps][columns]. */
-  void load_rows(const Storage *from, int64_t row_stride, int64_t count, int64_t elements, int64_t columns,
-                 Unit *tile, Unit *step_rows) {
+  void load_rows(const Storage *from, int64_t row_stride, int64_t count, int64_t elements, int64_t columns, Unit *tile,
+                 Unit *step_rows) {
     const int64_t units = units_in(elements);
     if (Pack::is_raw && elements % Core::step_width == 0) {
       rows_to_tile(from, row_stride * (int64_t)sizeof(Storage), count, units, tile);
     } else {
-      for (int64_t row = 0; row < count; ++row) Pack::pack_row(from + row * row_stride, elements, (Unit *)rows + row * units);
+      for (int64_t row = 0; row < count; ++row)
+        Pack::pack_row(from + row * row_stride, elements, (Unit *)rows + row * units);
       rows_to_tile(rows, units * (int64_t)sizeof(Unit), count, units, tile);
     }
     if (columns != elements) memset(step_rows, 0, (size_t)(kBlock / Core::step_width * columns) * sizeof(Unit));
@@ -167,7 +174,8 @@ struct BackwardBlock {
       for (int lane = 0; lane < v.groups() * kGroup; lane += width) {
         Vector sum = Vector{};
         for (int64_t i = 0; i < p.value_dim; ++i)
-          sum = multiply_add(load((const Scalar *)grad_outputs + i * kBlock + lane), load(tile + i * kBlock + lane), sum);
+          sum =
+              multiply_add(load((const Scalar *)grad_outputs + i * kBlock + lane), load(tile + i * kBlock + lane), sum);
         store(means + lane, sum);
       }
     } else {

@@ -20,16 +20,24 @@ struct BackwardTile {
   const int64_t queries; /* lanes with a query, from first_lane */
 
   BackwardTile(const Block &block, const Visible &visible, const Run &some, int64_t from, int64_t end)
-      : s(block), p(block.p), a(block.a), v(visible), run(some), first(from), keys(end - from),
-        first_group(run.first_group), end_group(run.end_group), first_lane(run.first_group * kGroup),
+      : s(block),
+        p(block.p),
+        a(block.a),
+        v(visible),
+        run(some),
+        first(from),
+        keys(end - from),
+        first_group(run.first_group),
+        end_group(run.end_group),
+        first_lane(run.first_group * kGroup),
         columns((run.end_group - run.first_group) * kGroup / width),
         queries((v.rows < run.end_group * kGroup ? v.rows : run.end_group * kGroup) - run.first_group * kGroup) {}
 
   /* scores = the finished scores, products = dP. */
   void weigh() const {
     const int64_t kv_head = v.head / (p.heads / p.kv_heads);
-    const Unit *units =
-        rows_as_units(row_of<Storage>(p.key, v.batch, kv_head, first), p.key.row_stride, keys, p.head_dim, s.raw_keys, s.keys);
+    const Unit *units = rows_as_units(row_of<Storage>(p.key, v.batch, kv_head, first), p.key.row_stride, keys,
+                                      p.head_dim, s.raw_keys, s.keys);
     const int64_t key_stride = s.raw_keys ? p.key.row_stride / Core::step_width : s.key_units;
     const Product<Scalar> match{key_stride, 1, kBlock, kBlock, s.key_units, nullptr};
     multiply<Core, kStore, true>(match, units, keys, s.queries + first_lane, columns, s.scores + first_lane);
@@ -46,8 +54,8 @@ struct BackwardTile {
     if constexpr (Core::step_width == 1) {
       if (p.distance_values.data) {
         const Scalar *table = (const Scalar *)p.distance_values.data + v.head * p.distance_values.head_stride;
-        match_distances(DistanceRows(p, v.block * kBlock, first, first + keys), table,
-                        p.distance_values.row_stride, p.value_dim, s.plain_grad_outputs, s.distance_tile);
+        match_distances(DistanceRows(p, v.block * kBlock, first, first + keys), table, p.distance_values.row_stride,
+                        p.value_dim, s.plain_grad_outputs, s.distance_tile);
         add_by_distance(s.products, s.distance_tile, keys, first_group, end_group);
       }
     }
@@ -62,8 +70,8 @@ struct BackwardTile {
   }
 
   void finish() const {
-    ScoreTile<Scalar> at{p, v.batch, v.head, v.block * kBlock, v.rows, s.scores, s.added, nullptr,
-                         p.softcap != 0 ? s.slopes : nullptr};
+    ScoreTile<Scalar> at{
+        p, v.batch, v.head, v.block * kBlock, v.rows, s.scores, s.added, nullptr, p.softcap != 0 ? s.slopes : nullptr};
     if (p.distance_keys.data) {
       const Scalar *table = (const Scalar *)p.distance_keys.data + v.head * p.distance_keys.head_stride;
       match_distances(DistanceRows(p, at.first_query, first, first + keys), table, p.distance_keys.row_stride,
@@ -150,8 +158,7 @@ struct BackwardTile {
   Scalar probe() const {
     Scalar sum = 0;
     for (int64_t key = 0; key < keys; ++key)
-      for (int64_t lane = first_lane; lane < first_lane + queries; ++lane)
-        sum += s.products[key * kBlock + lane] * 0;
+      for (int64_t lane = first_lane; lane < first_lane + queries; ++lane) sum += s.products[key * kBlock + lane] * 0;
     return sum;
   }
 
@@ -180,8 +187,9 @@ struct BackwardTile {
           Floats slants[2] = {Floats{}, Floats{}};
           for (int64_t i = 0; i < 2 && key + i < keys; ++i) {
             const int64_t at = (key + i) * kBlock + lane;
-            Floats weight = lse.large ? weight_of(load(s.scores + at), lse, unit, scale)
-                                      : power_of_two<Core::precision>(multiply_add(load(s.scores + at), unit, -lse.lse));
+            Floats weight = lse.large
+                                ? weight_of(load(s.scores + at), lse, unit, scale)
+                                : power_of_two<Core::precision>(multiply_add(load(s.scores + at), unit, -lse.lse));
             slants[i] = weight * scale * (load(s.products + at) - mean);
             if (run.masked()) {
               weight = where_bit(s.words[key + i], lane, weight, Floats{});

@@ -54,7 +54,8 @@ struct Variant {
   bool (*is_here)();
 };
 
-const Variant variants[] = { /* best first */
+const Variant variants[] = {
+    /* best first */
 #if defined(REGARD_HAS_AVX512_BF16)
     {&regard_kernels_avx512_bf16, has_avx512_bf16},
 #endif
@@ -112,7 +113,7 @@ const RegardKernels *kernels() {
   return found ? found : choose_first();
 }
 
-}  // namespace
+} // namespace
 
 /* ------------------------------------------------------------------------- functions of the kernels */
 
@@ -135,8 +136,7 @@ void regard_calls(int64_t *forward, int64_t *backward) {
 }
 FORWARD(int64_t, backward_splits, (const regard_problem *problem), (problem))
 FORWARD(int, weights, (const regard_problem *problem, const regard_weights_arguments *arguments), (problem, arguments))
-FORWARD(int, statistics, (const regard_problem *problem, const regard_statistics_results *results),
-        (problem, results))
+FORWARD(int, statistics, (const regard_problem *problem, const regard_statistics_results *results), (problem, results))
 FORWARD(int, pack_mask,
         (const regard_pairs *mask, int64_t batch, int64_t heads, int64_t q_len, int64_t kv_len, uint64_t *words,
          int32_t threads),

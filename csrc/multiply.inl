@@ -39,10 +39,10 @@ struct PairCore {
 
 /* What becomes of the sums. */
 enum Ending {
-  kStore,         /* C = sum */
-  kStoreAndMax,   /* and extra[column] = max(extra[column], sum) */
-  kScaleAndAdd,   /* C = C * extra[column] + sum */
-  kAdd,           /* C = C + sum */
+  kStore,       /* C = sum */
+  kStoreAndMax, /* and extra[column] = max(extra[column], sum) */
+  kScaleAndAdd, /* C = C * extra[column] + sum */
+  kAdd,         /* C = C + sum */
 };
 
 template <class Scalar>
@@ -104,10 +104,9 @@ constexpr int block_rows(int columns) { return columns == 2 ? 6 : 8; }
 #endif
 
 template <class Core, int R, int C, Ending kEnding, bool kUnitStep>
-__attribute__((noinline)) void multiply_rows(const Product<typename Core::Scalar> &p,
-                                                    const typename Core::Unit *a, int64_t rows,
-                                                    const typename Core::Unit *b, typename Core::Scalar *c,
-                                                    typename Core::Scalar *extra) {
+__attribute__((noinline)) void multiply_rows(const Product<typename Core::Scalar> &p, const typename Core::Unit *a,
+                                             int64_t rows, const typename Core::Unit *b, typename Core::Scalar *c,
+                                             typename Core::Scalar *extra) {
   int64_t row = 0;
   for (; row + R <= rows; row += R)
     multiply_block<Core, R, C, kEnding, kUnitStep>(p, a + row * p.a_row, b, c + row * p.c_row, extra);

@@ -28,7 +28,7 @@ struct ObservedBlock {
   double *rests;            /* [64]: top + rest is the log of the normaliser, with the sink */
   double *totals;           /* [64]: what the weights of a row add up to; less than 1 with a sink */
   uint64_t *words;          /* [most_keys] */
-  uint64_t seen; /* the queries that may attend to something, as far as the mask says */
+  uint64_t seen;            /* the queries that may attend to something, as far as the mask says */
 
   explicit ObservedBlock(const regard_problem &problem) : p(problem) {}
 
@@ -143,7 +143,8 @@ struct ObservedBlock {
       const Vector top = load(tops + lane), inverse = load(inverses + lane);
       for (int64_t key = 0; key < count; ++key) {
         const Vector weight = exponential(load(scores + key * kBlock + lane) - top) * inverse;
-        store(weights + key * kBlock + lane, inverse == 0 ? Vector{} : weight); /* a lane without a query meets NaN too */
+        store(weights + key * kBlock + lane,
+              inverse == 0 ? Vector{} : weight); /* a lane without a query meets NaN too */
       }
     }
   }

@@ -2,8 +2,8 @@
  *
  * A block is 64 queries; a tile holds one number for each of them in every row: [row][64]. */
 
-constexpr int kBlock = 64;      /* queries in a block, one bit each in a word */
-constexpr int kGroup = 16;      /* queries skipped or computed together */
+constexpr int kBlock = 64; /* queries in a block, one bit each in a word */
+constexpr int kGroup = 16; /* queries skipped or computed together */
 constexpr int kGroups = kBlock / kGroup;
 
 struct Bf16 {
@@ -40,8 +40,8 @@ void widen(const Storage *from, int64_t count, typename WorkingOf<Storage>::type
     for (; i + 16 <= count; i += 16) {
       const __m256i bits = _mm256_loadu_si256((const __m256i *)(from + i));
       const bool is_half = __is_same(Storage, Half);
-      const __m512 wide = is_half ? _mm512_cvtph_ps(bits)
-                                  : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+      const __m512 wide =
+          is_half ? _mm512_cvtph_ps(bits) : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
       _mm512_storeu_ps((float *)(to + i), wide);
     }
 #elif defined(REGARD_AVX2) && defined(__F16C__)
@@ -49,8 +49,8 @@ void widen(const Storage *from, int64_t count, typename WorkingOf<Storage>::type
     for (; i + 8 <= count; i += 8) {
       const __m128i bits = _mm_loadu_si128((const __m128i *)(from + i));
       const bool is_half = __is_same(Storage, Half);
-      const __m256 wide = is_half ? _mm256_cvtph_ps(bits)
-                                  : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+      const __m256 wide =
+          is_half ? _mm256_cvtph_ps(bits) : _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
       _mm256_storeu_ps((float *)(to + i), wide);
     }
 #endif
@@ -96,7 +96,8 @@ struct Units<PlainCore<S>, Storage> {
   static constexpr bool is_raw = __is_same(S, Storage); /* the caller's rows are units already */
   static void pack_row(const Storage *from, int64_t width, S *to) { widen(from, width, to); }
   /* Rows `count` (1 in a unit here) of `width` columns, one unit to each column of each step. */
-  static void pack_steps(const Storage *from, int64_t row_stride, int64_t count, int64_t width, S *to, int64_t to_stride) {
+  static void pack_steps(const Storage *from, int64_t row_stride, int64_t count, int64_t width, S *to,
+                         int64_t to_stride) {
     for (int64_t row = 0; row < count; ++row) widen(from + row * row_stride, width, to + row * to_stride);
   }
 };
@@ -134,7 +135,7 @@ struct Units<PairCore, Bf16> {
 REGARD_INLINE void store_pairs(uint32_t *to, Floats even, Floats odd) {
   /* cvtne2ps puts `even` into the lower 16 numbers and `odd` into the upper 16; then they are interleaved. */
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-  static const uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+  static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_loadu_si512(order), both));
 }
@@ -195,8 +196,8 @@ void rows_to_tile(const void *from, int64_t row_bytes, int64_t count, int64_t wi
         __m512i in[16], out[16];
 #pragma GCC unroll 16
         for (int r = 0; r < 16; ++r)
-          in[r] = r < rows ? _mm512_maskz_loadu_epi32(some, bytes + (row + r) * row_bytes + i * 4)
-                           : _mm512_setzero_si512();
+          in[r] =
+              r < rows ? _mm512_maskz_loadu_epi32(some, bytes + (row + r) * row_bytes + i * 4) : _mm512_setzero_si512();
         transpose_registers(in, out);
         for (int c = 0; c < columns; ++c) _mm512_storeu_si512((uint32_t *)tile + (i + c) * kBlock + row, out[c]);
       }

@@ -110,7 +110,7 @@ typedef struct {
   const void *lse, *lse_low; /* lse_low may be NULL */
   const void *grad_lse;      /* working type (batch, heads, q_len), or NULL */
   regard_rows grad_query, grad_key, grad_value;
-  regard_pairs grad_bias; /* with the strides of the bias; broadcast dimensions are summed */
+  regard_pairs grad_bias;          /* with the strides of the bias; broadcast dimensions are summed */
   regard_rows grad_distance_query; /* working type */
   /* contiguous (batch, heads, splits, rows, width), the first double, the others of the working type; the caller sums
    * over what is shared */

@@ -40,11 +40,13 @@ void load_bias(const ScoreTile<Scalar> &tile, int64_t first, int64_t end) {
 
 /* The table's entries at the distances of a key to a vector of queries; 0 for lanes past the last query. */
 template <class Scalar>
-REGARD_INLINE VectorOf<Scalar> distance_biases(const ScoreTile<Scalar> &tile, const Scalar *table, int64_t key, int lane) {
+REGARD_INLINE VectorOf<Scalar> distance_biases(const ScoreTile<Scalar> &tile, const Scalar *table, int64_t key,
+                                               int lane) {
   constexpr int width = Simd<Scalar>::width;
   const regard_problem &p = tile.problem;
   const int64_t nearest = key - tile.first_query - lane + p.distance_offset; /* of the first lane; then descending */
-  if (lane + width <= tile.rows && p.distance_bias.row_stride == 1) return reversed(load(table + nearest - (width - 1)));
+  if (lane + width <= tile.rows && p.distance_bias.row_stride == 1)
+    return reversed(load(table + nearest - (width - 1)));
   alignas(64) Scalar gathered[width];
   for (int i = 0; i < width; ++i)
     gathered[i] = lane + i < tile.rows ? table[(nearest - i) * p.distance_bias.row_stride] : Scalar(0);

@@ -269,7 +269,7 @@ REGARD_INLINE Floats exp2_fraction(Floats r) {
 #if defined(REGARD_AVX512)
 template <int kDegree>
 REGARD_INLINE Floats power_of_two(Floats x, Floats low) {
-  const Floats r = _mm512_reduce_ps(x, 0x09); /* x - floor(x); 0 for -inf */
+  const Floats r = _mm512_reduce_ps(x, 0x09);                  /* x - floor(x); 0 for -inf */
   return _mm512_scalef_ps(exp2_fraction<kDegree>(r - low), x); /* times 2^floor(x) */
 }
 #else
@@ -339,7 +339,7 @@ REGARD_INLINE float float_from_bf16(uint16_t bits) {
 REGARD_INLINE uint16_t bf16_from_float(float value) {
   uint32_t word;
   memcpy(&word, &value, sizeof word);
-  if (value != value) return (uint16_t)((word >> 16) | 0x40); /* keep a NaN a NaN */
+  if (value != value) return (uint16_t)((word >> 16) | 0x40);    /* keep a NaN a NaN */
   return (uint16_t)((word + 0x7fff + ((word >> 16) & 1)) >> 16); /* to nearest, ties to even */
 }
 
@@ -392,5 +392,5 @@ REGARD_INLINE uint16_t f16_from_float(float value) {
 #endif
 }
 
-}  // namespace
+} // namespace
 #endif

@@ -50,7 +50,7 @@ Numbers sum_of_splits(const Rows &parts, int64_t tables, int64_t splits) {
   return sums;
 }
 
-}  // namespace
+} // namespace
 
 void check_backward(const Case &c, const Expected &e, const Forwarded &f, const Rows &above, const Rows &lse_above,
                     int32_t threads) {

@@ -10,18 +10,27 @@
 #include "test_numbers.h"
 
 enum { kBand = 1, kIntervals = 2, kWords = 4, kTiles = 8 };
-enum { kSoftcap = 1, kBias = 2, kDistanceBias = 4, kDistanceKeys = 8, kDistanceValues = 16, kSink = 32, kDropout = 64,
-       kLseGradient = 128, kAllOptions = 255 };
+enum {
+  kSoftcap = 1,
+  kBias = 2,
+  kDistanceBias = 4,
+  kDistanceKeys = 8,
+  kDistanceValues = 16,
+  kSink = 32,
+  kDropout = 64,
+  kLseGradient = 128,
+  kAllOptions = 255
+};
 
 struct Case {
   int dtype, mask, options, layout;
   int64_t batch, heads, kv_heads, q_len, kv_len, head_dim, value_dim;
   uint64_t seed;
-  int64_t most_intervals;        /* of a row; 0: three */
-  bool narrow;                   /* a band or intervals that show few keys */
-  int64_t key_period;            /* keys repeat after so many, and so do scores; 0: they do not */
-  double large;                  /* the scores are near to this or to minus this, and exact; 0: they are small */
-  int64_t hole_first, hole_end;  /* keys that no query may attend to; bands keep off it not */
+  int64_t most_intervals;       /* of a row; 0: three */
+  bool narrow;                  /* a band or intervals that show few keys */
+  int64_t key_period;           /* keys repeat after so many, and so do scores; 0: they do not */
+  double large;                 /* the scores are near to this or to minus this, and exact; 0: they are small */
+  int64_t hole_first, hole_end; /* keys that no query may attend to; bands keep off it not */
 
   regard_problem problem;
   Rows query, key, value, distance_query, distance_bias, distance_keys, distance_values, bias, sink;
@@ -153,8 +162,10 @@ struct Case {
     if (mask & (kWords | kTiles)) {
       m->word_head_stride = planes == 1 ? 0 : blocks();
       m->word_batch_stride = shared ? 0 : planes * blocks();
-      if (mask & kTiles) build_tiles(m, random, samples * planes * blocks());
-      else build_words(m, random, samples * planes * blocks());
+      if (mask & kTiles)
+        build_tiles(m, random, samples * planes * blocks());
+      else
+        build_words(m, random, samples * planes * blocks());
     }
   }
 

@@ -75,8 +75,10 @@ template <class Take>
 void for_each_isa(const Case &c, Take take) {
   const char *name;
   for (int32_t isa = 0; (name = regard_available_isa(isa)); ++isa) {
-    if (regard_set_isa(name) != REGARD_OK) fail(c, name, "it is available and cannot be set");
-    else take(isa);
+    if (regard_set_isa(name) != REGARD_OK)
+      fail(c, name, "it is available and cannot be set");
+    else
+      take(isa);
   }
   regard_set_isa(nullptr);
 }

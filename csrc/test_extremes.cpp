@@ -84,13 +84,17 @@ void check_seen(Case *given, Random *random) {
   const Expected e = expect(c, {Numbers((size_t)(c.batch * c.heads * c.q_len * c.value_dim), 0), {}});
   std::vector<char> clean((size_t)(c.batch * c.heads * c.q_len), 1);
   const bool in_queries = random->below(3) == 0;
-  if (in_queries) poison_row(c.query, bad_query, random);
-  else write(c.key.at(c.key.place(c.batch - 1, 0, bad_key, 0)), c.dtype, some_poison(random));
+  if (in_queries)
+    poison_row(c.query, bad_query, random);
+  else
+    write(c.key.at(c.key.place(c.batch - 1, 0, bad_key, 0)), c.dtype, some_poison(random));
   const int64_t group = c.heads / c.kv_heads;
   for (int64_t row = 0; row < (int64_t)clean.size(); ++row) {
     const int64_t b = row / c.q_len / c.heads, h = row / c.q_len % c.heads;
-    if (in_queries) clean[(size_t)row] = row % c.q_len != bad_query;
-    else clean[(size_t)row] = b != c.batch - 1 || h / group != 0 || !row_sees(c, e, row, bad_key);
+    if (in_queries)
+      clean[(size_t)row] = row % c.q_len != bad_query;
+    else
+      clean[(size_t)row] = b != c.batch - 1 || h / group != 0 || !row_sees(c, e, row, bad_key);
   }
   for_each_isa(c, [&](int32_t isa) {
     int status; /* `run_forward` compares it with the output */
@@ -211,7 +215,7 @@ void check_only(int option) {
   });
 }
 
-}  // namespace
+} // namespace
 
 void check_extremes(int64_t share) {
   const int masks[] = {kIntervals, kWords, kTiles, kBand | kIntervals, kBand | kWords};
@@ -226,9 +230,12 @@ void check_extremes(int64_t share) {
                      1 + random.below(40), 6000 + ++number);
       if (few) c.most_intervals = 1, c.mask = kIntervals, c.options = 0;
       if (!is_taken(c.seed, share)) continue;
-      if (i % 5 < 2) check_hole(&c, &random);
-      else if (i % 5 < 4) check_seen(&c, &random);
-      else check_observed(&c, &random);
+      if (i % 5 < 2)
+        check_hole(&c, &random);
+      else if (i % 5 < 4)
+        check_seen(&c, &random);
+      else
+        check_observed(&c, &random);
     }
   }
   check_overflow(REGARD_F16, 60000, 60000);

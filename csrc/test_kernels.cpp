@@ -36,8 +36,8 @@ void check(Case *given) {
 
 void check_all(int64_t share) {
   const int64_t lengths[] = {1, 2, 15, 16, 17, 63, 64, 65, 130, 300}, widths[] = {1, 3, 16, 64, 80, 257};
-  const int masks[] = {0, kBand, kIntervals, kWords, kTiles, kBand | kIntervals, kBand | kWords, kIntervals | kWords,
-                       kBand | kTiles};
+  const int masks[] = {
+      0, kBand, kIntervals, kWords, kTiles, kBand | kIntervals, kBand | kWords, kIntervals | kWords, kBand | kTiles};
   uint64_t number = 0;
   Random random{1};
   const auto take = [&](Case c) {
@@ -171,14 +171,17 @@ void check_peak() {
   });
 }
 
-}  // namespace
+} // namespace
 
 int main(int count, char **arguments) {
   int64_t share = 1;
   for (int i = 1; i < count; ++i) {
-    if (strcmp(arguments[i], "--share") == 0 && i + 1 < count) share = std::max(1, atoi(arguments[++i]));
-    else if (strcmp(arguments[i], "--plant") == 0 && i + 1 < count) planted = arguments[++i];
-    else return fprintf(stderr, "usage: test_kernels [--share N] [--plant NAME]\n"), 2;
+    if (strcmp(arguments[i], "--share") == 0 && i + 1 < count)
+      share = std::max(1, atoi(arguments[++i]));
+    else if (strcmp(arguments[i], "--plant") == 0 && i + 1 < count)
+      planted = arguments[++i];
+    else
+      return fprintf(stderr, "usage: test_kernels [--share N] [--plant NAME]\n"), 2;
   }
   check_library();
   for_each_isa(sizes(REGARD_F32, 0, 0, 1, 1, 1, 1, 1), [](int32_t) { check_packing(); });

@@ -102,7 +102,7 @@ void expect_row(const Case &c, const Gradients &g, int64_t b, int64_t h, int64_t
   }
 }
 
-}  // namespace
+} // namespace
 
 Expected expect(const Case &c, const Gradients &g) {
   Expected e;

@@ -40,12 +40,16 @@ inline void write(void *to, int dtype, double x) {
   uint32_t word;
   memcpy(&word, &single, 4);
   uint16_t half = (uint16_t)(word >> 16);
-  if (dtype == REGARD_F16 && !std::isfinite(x)) half = (uint16_t)((half & 0x8000) | (x == x ? 0x7c00 : 0x7e00));
+  if (dtype == REGARD_F16 && !std::isfinite(x))
+    half = (uint16_t)((half & 0x8000) | (x == x ? 0x7c00 : 0x7e00));
   else if (dtype == REGARD_F16)
     half = x == 0 ? 0 : (uint16_t)((half & 0x8000) | (((word & 0x7fffffff) - 0x38000000) >> 13));
-  if (dtype == REGARD_F64) memcpy(to, &x, 8);
-  else if (dtype == REGARD_F32) memcpy(to, &single, 4);
-  else memcpy(to, &half, 2);
+  if (dtype == REGARD_F64)
+    memcpy(to, &x, 8);
+  else if (dtype == REGARD_F32)
+    memcpy(to, &single, 4);
+  else
+    memcpy(to, &half, 2);
 }
 
 inline double read(const void *from, int dtype) {

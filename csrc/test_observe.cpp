@@ -76,7 +76,7 @@ Tile from_forward(const Case &c, const Chosen &chosen, const Forwarded &f) {
   return given;
 }
 
-}  // namespace
+} // namespace
 
 void check_weights(const Case &c, const Expected &e, const Forwarded &forwarded) {
   Random random{c.seed + 11};
@@ -230,7 +230,7 @@ void check_top(const Case &c, const Expected &e, const Statistics &s, int64_t co
                      &weights[(size_t)(row * count)], count, relative);
 }
 
-}  // namespace
+} // namespace
 
 void check_statistics(const Case &c, const Expected &e) {
   Random random{c.seed + 23};

@@ -120,7 +120,7 @@ struct FindOpenMp {
 };
 #endif
 
-}  // namespace
+} // namespace
 
 void for_each_task(int32_t threads, int64_t tasks, void (*work)(void *, int64_t), void *context) {
 #if !defined(_WIN32)
@@ -131,8 +131,10 @@ void for_each_task(int32_t threads, int64_t tasks, void (*work)(void *, int64_t)
   if (threads <= 1) return job.run();
   if (GompParallel parallel = gomp_parallel.load()) return parallel(run_job, &job, static_cast<unsigned>(threads), 0);
   Pool *own = pool();
-  if (own) own->run(&job, threads);
-  else job.run();
+  if (own)
+    own->run(&job, threads);
+  else
+    job.run();
 }
 
 namespace {
@@ -142,7 +144,7 @@ struct Scratch {
   ~Scratch() { std::free(memory); }
 };
 thread_local Scratch scratch;
-}  // namespace
+} // namespace
 
 void *thread_scratch(size_t bytes) {
   if (scratch.bytes < bytes) {
@@ -154,4 +156,4 @@ void *thread_scratch(size_t bytes) {
   return scratch.memory;
 }
 
-}  // namespace regard
+} // namespace regard

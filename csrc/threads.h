@@ -15,5 +15,5 @@ void for_each_task(int32_t threads, int64_t tasks, void (*work)(void *context, i
  * contents are undefined. */
 void *thread_scratch(size_t bytes);
 
-}  // namespace regard
+} // namespace regard
 #endif

@@ -242,7 +242,8 @@ struct Call {
     const int64_t batch = pairs.batch_stride ? p.batch : 1, heads = pairs.head_stride ? p.heads : 1;
     const int64_t blocks = (p.q_len + 63) / 64;
     uint64_t *packed = (uint64_t *)words.get(batch * heads * blocks * p.kv_len * 8);
-    if (!packed || regard_pack_mask(&pairs, batch, heads, p.q_len, p.kv_len, packed, p.threads) != REGARD_OK) return false;
+    if (!packed || regard_pack_mask(&pairs, batch, heads, p.q_len, p.kv_len, packed, p.threads) != REGARD_OK)
+      return false;
     p.mask.words = packed;
     p.mask.word_batch_stride = batch > 1 ? heads * blocks : 0;
     p.mask.word_head_stride = heads > 1 ? blocks : 0;
@@ -275,8 +276,10 @@ void swap_heads_and_length(const T *from, int64_t batch, int64_t first, int64_t 
 }
 
 void swap_heads_and_length(const void *from, int64_t batch, int64_t first, int64_t second, void *to, int64_t bytes) {
-  if (bytes == 8) swap_heads_and_length((const double *)from, batch, first, second, (double *)to);
-  else swap_heads_and_length((const float *)from, batch, first, second, (float *)to);
+  if (bytes == 8)
+    swap_heads_and_length((const double *)from, batch, first, second, (double *)to);
+  else
+    swap_heads_and_length((const float *)from, batch, first, second, (float *)to);
 }
 
 struct Lse {
@@ -388,8 +391,10 @@ bool backward(const Value *stack, Value *results) {
   a.table_splits = regard_backward_splits(&call.p);
   const bool done = regard_backward(&call.p, &a) == REGARD_OK;
   for (int i = 0; i < 3; ++i) {
-    if (done) results[i] = value_of(made[i]);
-    else torch.delete_tensor(made[i]);
+    if (done)
+      results[i] = value_of(made[i]);
+    else
+      torch.delete_tensor(made[i]);
   }
   return done;
 }
@@ -403,7 +408,7 @@ void backward_kernel(Value *stack, uint64_t, uint64_t) {
   memcpy(stack, results, sizeof results);
 }
 
-}  // namespace
+} // namespace
 
 extern "C" {
 

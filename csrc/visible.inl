@@ -4,8 +4,8 @@
  * of them see. A run says which groups take part, and whether single pairs must still be masked. */
 
 struct Run {
-  int64_t first, end;          /* keys */
-  int first_group, end_group;  /* of 16 queries */
+  int64_t first, end;           /* keys */
+  int first_group, end_group;   /* of 16 queries */
   const int32_t *starts, *ends; /* of the rows, when masked by them; else NULL */
   const uint64_t *words;        /* of key `first`, when masked by them; else NULL */
   bool masked() const { return starts || words; }
@@ -91,8 +91,10 @@ struct Visible {
       for (int64_t tile = problem.mask.tile_first[index]; tile < problem.mask.tile_first[index + 1]; ++tile) {
         const int64_t first = problem.mask.tile_keys[2 * tile], end = problem.mask.tile_keys[2 * tile + 1];
         const int64_t word = problem.mask.tile_word[tile];
-        if (word < 0) cut(r, first, end, take);
-        else with_words(r, first, end, problem.mask.words + word, take);
+        if (word < 0)
+          cut(r, first, end, take);
+        else
+          with_words(r, first, end, problem.mask.words + word, take);
       }
     }
   }
@@ -135,8 +137,10 @@ struct Visible {
     bool all = true;
     for (int group = 0; group < groups(); ++group) {
       if (first < r.some_first[group] || first >= r.some_end[group]) continue;
-      if (run.end_group == 0) run.first_group = group;
-      else if (run.end_group != group) all = false; /* a group between takes no part */
+      if (run.end_group == 0)
+        run.first_group = group;
+      else if (run.end_group != group)
+        all = false; /* a group between takes no part */
       run.end_group = group + 1;
       if (first < r.all_first[group] || first >= r.all_end[group]) all = false;
     }

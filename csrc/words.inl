@@ -12,8 +12,8 @@ struct PackMask {
   void block(int64_t task) const {
     const int64_t first = task % blocks * kBlock, head = task / blocks % heads, batch = task / blocks / heads;
     const int64_t rows = q_len - first < kBlock ? q_len - first : kBlock;
-    const uint8_t *from = (const uint8_t *)mask.data + batch * mask.batch_stride + head * mask.head_stride +
-                          first * mask.query_stride;
+    const uint8_t *from =
+        (const uint8_t *)mask.data + batch * mask.batch_stride + head * mask.head_stride + first * mask.query_stride;
     uint64_t *to = words + task * kv_len;
     for (int64_t key = 0; key < kv_len; key += kBlock) {
       const int64_t count = kv_len - key < kBlock ? kv_len - key : kBlock;

@@ -8,6 +8,7 @@
  * A kernel owns the tensors on its stack; a call through the dispatcher takes them over.
  */
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -218,6 +219,13 @@ struct Call {
     return !mask || add_mask(tensor_in(*reinterpret_cast<Value *>(mask)));
   }
 
+  /* Is this an output of the call, or the gradient of one? */
+  bool gave(const View &view) const {
+    const int64_t *n = view.sizes;
+    return view.has_rows() && view.dtype == query.dtype && n[0] == p.batch && n[1] == p.heads && n[2] == p.q_len &&
+           n[3] == p.value_dim;
+  }
+
   bool find_dtype() {
     const int32_t known[] = {torch.float32(), torch.bfloat16(), torch.float16(), torch.float64()};
     for (p.dtype = 0; p.dtype < 4; ++p.dtype)
@@ -343,9 +351,16 @@ void release_optional(Value optional, bool is_tensor) {
   torch.delete_value(value);
 }
 
-/* By regard's operator of the same signature, which is Python. */
+/* By regard's operator of the same signature, which is Python. Its complaint comes back as "Error: complaint", and below
+ * that where in Python it was raised. */
 void pass_on(const char *name, Value *stack) {
-  if (torch.call(name, "", stack, kWrittenFor)) raise(torch.get_reason());
+  if (torch.call(name, "", stack, kWrittenFor) == 0) return;
+  static thread_local char reason[2048];
+  const char *told = torch.get_reason(), *colon = strstr(told, "Error: "), *place = strstr(told, "\n\nAt:");
+  if (colon && (!place || colon < place)) told = colon + strlen("Error: ");
+  const size_t length = place ? (size_t)(place - told) : strlen(told);
+  snprintf(reason, sizeof reason, "%.*s", (int)(length < sizeof reason ? length : sizeof reason - 1), told);
+  raise(reason);
 }
 
 bool forward(const Value *stack, Value *results) {
@@ -383,7 +398,7 @@ bool backward(const Value *stack, Value *results) {
   regard_backward_arguments a = {};
   if (!call.fill(stack + 1, number_in(stack[6]), stack[7] != 0, stack[8], stack[9])) return false;
   if (!look(tensor_in(stack[0]), &grad_output) || !look(tensor_in(stack[4]), &output)) return false;
-  if (!grad_output.has_rows() || !output.has_rows() || grad_output.dtype != call.query.dtype) return false;
+  if (!call.gave(output) || !call.gave(grad_output)) return false;
   if (!read_lse(call, tensor_in(stack[5]), &plain, &a)) return false;
   const Tensor made[3] = {made_gradient(call.query), made_gradient(call.key), made_gradient(call.value)};
   a.output = output.rows(), a.grad_output = grad_output.rows();

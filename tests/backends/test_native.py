@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 import regard
 from regard._front_door import build_problem
-from regard.backends import _direct, _library, _native_call, native
-from regard.backends._native_call import DIFFERENTIABLE, Inputs
+from regard.backends import _direct, _library, _native_call, _native_inputs
+from regard.backends._native_call import DIFFERENTIABLE
+from regard.backends._native_struct import Inputs
 from regard.masks import Causal, Dense, Documents, Padding, SlidingWindow
 from regard.positions import ALiBi, RoPE, Shaw, T5Bias, TransformerXL
 from tests import oracles
@@ -56,7 +57,7 @@ def inputs_of(made):
     """What the operators are given for a case that learns."""
     fresh = made.copied(gradient=True)
     problem = build_problem(fresh.query, fresh.key, fresh.value, **fresh.options)
-    return Inputs(*native._arguments(problem))
+    return _native_inputs.inputs_of(problem)
 
 
 def detached(inputs):

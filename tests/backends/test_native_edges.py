@@ -168,3 +168,37 @@ def test_a_few_queries_against_many_keys(rows, dtype, width):
     exact = regard.attention(query.double(), key.double(), value.double(), enable_gqa=True, backend="eager")
     unit = torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), exact, rtol=4 * unit, atol=4 * unit)
+
+
+def negative(tensor):
+    """The same numbers with their sign kept beside the memory."""
+    return torch._neg_view(-tensor)
+
+
+@pytest.mark.parametrize("which", ["query", "key", "value", "bias", "sink", "grad_output"])
+def test_a_sign_that_is_kept_beside_the_memory(which):
+    given = dict(zip(("query", "key", "value"), made(4, 6, 6), strict=True))
+    given |= {"bias": torch.randn(1, 2, 4, 6), "sink": torch.randn(2)}
+    weights = torch.randn(1, 2, 4, 8)
+
+    def found(change):
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in given.items()}
+        used = {name: change(leaf) if name == which else leaf for name, leaf in leaves.items()}
+        options = {"dropout_p": 0.3, "seed": 5, "backend": "native"}
+        output = regard.attention(
+            used["query"], used["key"], used["value"], bias=used["bias"], sink=used["sink"], **options
+        )
+        return [
+            output,
+            *torch.autograd.grad(output, list(leaves.values()), change(weights) if which == "grad_output" else weights),
+        ]
+
+    assert all(map(torch.equal, found(negative), found(lambda tensor: tensor)))
+
+
+def test_a_gradient_of_zeros_that_take_no_memory():
+    tensors = [tensor.requires_grad_() for tensor in made(4, 6, 6)]
+    output = regard.attention(*tensors, backend="native")
+    assert not any(
+        gradient.any() for gradient in torch.autograd.grad(output, tensors, torch._efficientzerotensor(output.shape))
+    )

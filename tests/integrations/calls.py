@@ -123,12 +123,19 @@ def _broadcast() -> list[Tensor]:
     return [torch.randn(BATCH, HEADS, 5, WIDTH), *(torch.randn(1, 1, 9, WIDTH) for _ in range(2))]
 
 
+def _more_key_dimensions() -> list[Tensor]:
+    return [torch.randn(2, 4, 5, WIDTH), *(torch.randn(2, 2, 4, 7, WIDTH) for _ in range(2))]
+
+
 PASSED_ON = {
     "broadcast": Call(_broadcast),
     "no-queries": Call(sized(0, 5)),
     "no-keys": Call(sized(5, 0)),
     "two-dimensions": Call(lambda: [torch.randn(5, WIDTH) for _ in range(3)]),
     "five-dimensions": Call(lambda: [torch.randn(2, 2, 3, 5, WIDTH) for _ in range(3)]),
+    "more-key-dimensions": Call(_more_key_dimensions),
+    "more-key-dimensions-grouped": Call(_more_key_dimensions, fixed(enable_gqa=True)),
+    "more-query-dimensions": Call(lambda: [torch.randn(2, 2, 4, 5, WIDTH), *(torch.randn(2, 4, 5, WIDTH),) * 2]),
     "mask-and-causal": Call(sized(), lambda: {**masked(9, 9)(), "is_causal": True}),
 }
 
@@ -144,7 +151,17 @@ INVALID: dict[str, tuple[list[Tensor], dict[str, Any]]] = {
     "groups": ([QUERY, QUERY[:, :3], QUERY[:, :3]], {"enable_gqa": True}),
     "heads": ([QUERY, QUERY[:, :2], QUERY[:, :2]], {}),
     "devices": ([QUERY, QUERY.to("meta"), QUERY], {}),
+    "longer-keys": ([QUERY, torch.zeros(BATCH, HEADS, 900, WIDTH), QUERY], {"attn_mask": torch.ones(5, 5).bool()}),
     "one-dimension": ([torch.zeros(5)] * 3, {}),
+}
+
+
+NOT_DENSE: dict[str, tuple[list[Tensor], dict[str, Any]]] = {
+    "sparse-mask": ([QUERY] * 3, {"attn_mask": torch.ones(5, 5).to_sparse()}),
+    "sparse-bool-mask": ([QUERY] * 3, {"attn_mask": torch.ones(5, 5, dtype=torch.bool).to_sparse()}),
+    "sparse-query": ([QUERY.to_sparse(), QUERY, QUERY], {}),
+    "sparse-value": ([QUERY, QUERY, QUERY.to_sparse()], {"dropout_p": 0.1}),
+    "mkldnn-query": ([QUERY.to_mkldnn(), QUERY, QUERY], {}),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.integrations.calls import (
     BATCH,
     HEADS,
     INVALID,
+    NOT_DENSE,
     PASSED_ON,
     SERVED,
     WIDTH,
@@ -88,6 +90,16 @@ def test_an_invalid_call_is_torchs_own_error(name):
     with regard.activate(), pytest.raises(own.type) as found:
         F.scaled_dot_product_attention(*tensors, **options)
     assert str(found.value) == str(own.value)
+
+
+@pytest.mark.parametrize("name", NOT_DENSE)
+def test_what_is_not_dense_is_refused(name):  # in words that name the kernels that there are, which are others now
+    tensors, options = NOT_DENSE[name]
+    for refused in (nullcontext(), regard.activate()):
+        calls = Counted()
+        with refused, pytest.raises(RuntimeError):
+            F.scaled_dot_product_attention(*tensors, **options)
+        assert calls.forward == 0
 
 
 def test_a_query_without_keys_gives_zero_and_finite_gradients():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in the field
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import regard
 from regard.backends import _library
@@ -91,6 +92,123 @@ def test_autocast_computes_in_its_dtype(dtype):
     assert found.dtype == dtype
     exact = F.scaled_dot_product_attention(*(tensor.to(dtype).double() for tensor in inputs))
     assert_near([found], [exact], [expected])
+
+
+# ------------------------------------------------------------------- views that are not what lies in memory
+
+
+def unread(tensor):
+    """A view whose numbers are minus what lies in memory."""
+    view = torch._neg_view(-tensor)  # as the imaginary part of what is conjugated, but with its rows in one piece
+    assert view.is_neg()
+    return view
+
+
+OPTIONS = {
+    "plain": dict,
+    "bool-mask": masked(5, 9),
+    "float-mask": masked(5, 9, kind="float"),
+    "mask-that-learns": masked(5, 9, kind="float", gradient=True),
+    "dropout": lambda: {"dropout_p": 0.4},
+    "unbatched": dict,
+}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_negative_views_are_read_with_their_sign(name, gradient):
+    inputs, options = sized(5, 9)(), OPTIONS[name]()
+    if name == "unbatched":
+        inputs = [tensor[0] for tensor in inputs]
+    negative = dict(options)
+    mask = options.get("attn_mask")
+    if mask is not None and mask.is_floating_point():
+        negative["attn_mask"] = unread(mask.detach()).requires_grad_(mask.requires_grad)
+    outcomes = []
+    for given, extra in ((inputs, options), ([unread(tensor) for tensor in inputs], negative)):
+        leaves = [tensor.detach().requires_grad_(gradient) for tensor in given]
+        calls = Counted()
+        torch.manual_seed(0)
+        with regard.activate():
+            output = F.scaled_dot_product_attention(*leaves, **extra)
+        assert calls.forward == 1
+        learned = [*leaves, *(each for each in extra.values() if isinstance(each, torch.Tensor))]
+        learned = [tensor for tensor in learned if tensor.requires_grad]
+        outcomes.append([output.detach(), *(torch.autograd.grad(output.square().sum(), learned) if learned else ())])
+    torch.testing.assert_close(outcomes[1], outcomes[0])
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+def test_zeros_that_have_no_memory(dropout_p):
+    query, key, value = sized()()
+    empty = torch._efficientzerotensor(query.shape)
+    with regard.activate():
+        torch.manual_seed(0)
+        found = F.scaled_dot_product_attention(empty, key, value, dropout_p=dropout_p)
+        torch.manual_seed(0)
+        expected = F.scaled_dot_product_attention(torch.zeros_like(query), key, value, dropout_p=dropout_p)
+    assert torch.equal(found, expected)
+
+
+# ------------------------------------------------------------------------- the caller chooses torch's kernels
+
+
+def test_math_alone_is_torchs_formula():
+    inputs = sized()()
+    calls = Counted()
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = F.scaled_dot_product_attention(*inputs)
+        with regard.activate():
+            found = F.scaled_dot_product_attention(*inputs)
+    assert calls.forward == 0
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("value_dim", [WIDTH, 5])
+def test_math_alone_has_a_second_derivative(value_dim):
+    def twice():
+        torch.manual_seed(0)
+        query, key, value = (tensor.requires_grad_() for tensor in sized(value_dim=value_dim)())
+        with sdpa_kernel(SDPBackend.MATH):
+            output = F.scaled_dot_product_attention(query, key, value)
+        (gradient,) = torch.autograd.grad(output.square().sum(), query, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), (query, key, value))
+
+    expected = twice()
+    with regard.activate():
+        found = twice()
+    assert all(torch.equal(have, want) for have, want in zip(found, expected, strict=True))
+
+
+def test_flash_that_is_switched_off_stays_off():
+    inputs = sized()()
+    calls = Counted()
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        with regard.activate():
+            F.scaled_dot_product_attention(*inputs)
+            F.scaled_dot_product_attention(*inputs, dropout_p=0.1)
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+    assert calls.forward == 0
+
+
+def test_a_kernel_that_torch_has_not_is_torchs_own_error():
+    inputs = sized()()
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        with pytest.raises(RuntimeError, match="No viable backend") as own:
+            F.scaled_dot_product_attention(*inputs)
+        with regard.activate(), pytest.raises(own.type) as found:
+            F.scaled_dot_product_attention(*inputs)
+    assert str(found.value) == str(own.value)
+
+
+def test_flash_alone_takes_more_than_torchs_does():
+    calls = Counted()
+    with regard.activate(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        F.scaled_dot_product_attention(*sized(value_dim=5)())
+        F.scaled_dot_product_attention(*sized()(), dropout_p=0.1)
+    assert calls.forward == 2
 
 
 def test_observe_sees_what_runs_on_the_core():

@@ -11,16 +11,7 @@ from torch import Tensor
 
 from regard._finite import finite_part
 from regard.backends import _library as abi
-from regard.backends._native_struct import Inputs
-from regard.backends._native_struct import ProblemStruct as _Problem
-from regard.backends._native_struct import address as _address
-from regard.backends._native_struct import checked as _checked
-from regard.backends._native_struct import pairs_of as _pairs
-from regard.backends._native_struct import row_major as _row_major
-from regard.backends._native_struct import rows_of as _rows
-
-_NOT_FINITE = 1
-
+from regard.backends._native_struct import Inputs, ProblemStruct, address, checked, pairs_of, row_major, rows_of
 
 DIFFERENTIABLE = (
     "query", "key", "value", "bias", "distance_bias", "distance_query", "distance_keys", "distance_values", "sink",
@@ -48,7 +39,7 @@ class Gradients(NamedTuple):
 def forward(inputs: Inputs, *, with_lse: bool = True) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Output (batch, heads, q_len, value_dim); lse, and what rounding took from it, both (batch, heads, q_len)."""
     output, lse, low, status = _forward(inputs, with_lse=with_lse)
-    if status == _NOT_FINITE:
+    if status == abi.NOT_FINITE:
         if not bool(inputs.value.isfinite().all()):
             output, lse, low, _ = _forward(inputs._replace(value=finite_part(inputs.value)), with_lse=with_lse)
             output = _with_value_faults(inputs, output)
@@ -67,10 +58,10 @@ def _forward(inputs: Inputs, *, with_lse: bool) -> tuple[Tensor, Tensor | None, 
         return output, lse, low, 0
     if inputs.key.shape[2] == 0 or 0 in shape:
         return output.zero_(), None if lse is None else lse.fill_(-math.inf), None if low is None else low.zero_(), 0
-    problem = _Problem(inputs)
-    results = abi.ForwardResults(_rows(output), _address(lse), _address(low))
+    problem = ProblemStruct(inputs)
+    results = abi.ForwardResults(rows_of(output), address(lse), address(low))
     status = abi.loaded_core().regard_forward(ctypes.byref(problem.struct), ctypes.byref(results))
-    return output, lse, low, _checked(status)
+    return output, lse, low, checked(status)
 
 
 def new_output(query: Tensor, value: Tensor) -> Tensor:
@@ -138,9 +129,9 @@ def backward(
     wanted: tuple[bool, ...],
 ) -> Gradients:
     """The gradients of those of DIFFERENTIABLE that are `wanted`; `results` is what `forward` gave."""
-    results = (_row_major(results[0]), results[1].contiguous(), results[2].contiguous())
+    results = (row_major(results[0]), results[1].contiguous(), results[2].contiguous())
     gradients, status = _backward(inputs, grad_output, grad_lse, results, wanted)
-    if status == _NOT_FINITE and not all(bool(t.isfinite().all()) for t in inputs[:3]):
+    if status == abi.NOT_FINITE and not all(bool(t.isfinite().all()) for t in inputs[:3]):
         gradients = _backward_of_what_is_finite(inputs, grad_output, grad_lse, results, wanted)
     return gradients
 
@@ -181,23 +172,23 @@ def _backward(
     output, lse, low = results
     empty = 0 in inputs.query.shape or 0 in inputs.key.shape or 0 in inputs.value.shape
     made = {name: _new_gradient(inputs, name, zero=empty) for name in DIFFERENTIABLE[:3] if want[name]}
-    problem = None if empty else _Problem(inputs)
+    problem = None if empty else ProblemStruct(inputs)
     splits = 1 if problem is None else abi.loaded_core().regard_backward_splits(ctypes.byref(problem.struct))
     made |= {name: _new_sums(inputs, name, splits) for name in DIFFERENTIABLE[3:8] if want[name]}
-    grad_output = _row_major(grad_output)
+    grad_output = row_major(grad_output)
     grad_lse = None if grad_lse is None else grad_lse.to(inputs.working).contiguous()
     status = 0
     if problem is not None:
         arguments = abi.BackwardArguments(
-            output=_rows(output), grad_output=_rows(grad_output), lse=_address(lse), lse_low=_address(low),
-            grad_lse=_address(grad_lse), grad_query=_rows(made.get("query")), grad_key=_rows(made.get("key")),
-            grad_value=_rows(made.get("value")), grad_bias=_pairs(made.get("bias")),
-            grad_distance_query=_rows(made.get("distance_query")),
-            grad_distance_bias=_address(made.get("distance_bias")),
-            grad_distance_keys=_address(made.get("distance_keys")),
-            grad_distance_values=_address(made.get("distance_values")), table_splits=splits,
+            output=rows_of(output), grad_output=rows_of(grad_output), lse=address(lse), lse_low=address(low),
+            grad_lse=address(grad_lse), grad_query=rows_of(made.get("query")), grad_key=rows_of(made.get("key")),
+            grad_value=rows_of(made.get("value")), grad_bias=pairs_of(made.get("bias")),
+            grad_distance_query=rows_of(made.get("distance_query")),
+            grad_distance_bias=address(made.get("distance_bias")),
+            grad_distance_keys=address(made.get("distance_keys")),
+            grad_distance_values=address(made.get("distance_values")), table_splits=splits,
         )  # fmt: skip
-        status = _checked(abi.loaded_core().regard_backward(ctypes.byref(problem.struct), ctypes.byref(arguments)))
+        status = checked(abi.loaded_core().regard_backward(ctypes.byref(problem.struct), ctypes.byref(arguments)))
     for name in ("distance_bias", "distance_keys", "distance_values"):
         if name in made:
             made[name] = _summed_to(made[name], getattr(inputs, name))

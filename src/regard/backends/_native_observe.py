@@ -16,9 +16,8 @@ from torch import Tensor
 from regard.backends import _library, native
 from regard.backends._base import Problem
 from regard.backends._library import StatisticsResults, WeightsArguments
-from regard.backends._native_call import Inputs
-from regard.backends._native_call import _checked as checked  # pyright: ignore[reportPrivateUsage]
-from regard.backends._native_call import _Problem as ProblemStruct  # pyright: ignore[reportPrivateUsage]
+from regard.backends._native_inputs import inputs_of
+from regard.backends._native_struct import Inputs, ProblemStruct, checked
 
 MOST_TOP = 64
 """More of a row's largest weights than this are for torch to sort."""
@@ -135,7 +134,7 @@ def _inputs(problem: Problem) -> Inputs:
         working = torch.float64 if query.dtype == torch.float64 else torch.float32
         query, key = query.to(working), key.to(working)
     plain = replace(problem, query=query, key=key, value=key, dropout_p=0.0, seed=None)
-    return Inputs(*native._arguments(plain))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return inputs_of(plain)
 
 
 def _ascending(indices: Tensor) -> tuple[Tensor, Tensor | None]:

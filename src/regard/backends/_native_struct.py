@@ -16,7 +16,7 @@ from torch import Tensor
 from regard._errors import NativeError
 from regard.backends import _library as abi
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_CODES = {torch.float32: abi.F32, torch.bfloat16: abi.BF16, torch.float16: abi.F16, torch.float64: abi.F64}
 _ONE_THREAD = 1 << 19
 """Below so many multiply-adds one thread is done before a second one has woken."""
 
@@ -132,19 +132,19 @@ class ProblemStruct:
         """Bias, tables, sink and dropout."""
         if all(value is None for value in inputs[_FIRST_EXTRA:_FIRST_NUMBER] if not isinstance(value, int)):
             return _NO_EXTRAS
-        bias = _NO_PAIRS if inputs.bias is None else _flat_pairs(self.keep(inputs.bias))
+        bias = _NO_PAIRS if inputs.bias is None else _flat_pairs(self.keep(in_memory(inputs.bias)))
         met = _NO_ROWS
         if inputs.distance_query is not None:
             met = _flat_rows(self.keep(row_major(inputs.distance_query)))
         tables = (inputs.distance_bias, inputs.distance_keys, inputs.distance_values)
         by_bias, by_keys, by_values = (self._table(table) for table in tables)
-        sink = 0 if inputs.sink is None else self.keep(inputs.sink.contiguous()).data_ptr()
+        sink = 0 if inputs.sink is None else self.keep(in_memory(inputs.sink).contiguous()).data_ptr()
         return (*bias, inputs.distance_offset, *by_bias, *met, *by_keys, *by_values, sink, *_dropout(inputs))
 
     def _table(self, table: Tensor | None) -> tuple[int, int, int]:
         if table is None:
             return (0, 0, 0)
-        table = self.keep(table.contiguous())
+        table = self.keep(in_memory(table).contiguous())
         return (table.data_ptr(), table.stride(0) if table.shape[0] > 1 else 0, table.stride(1))
 
 
@@ -178,7 +178,15 @@ def _flat_pairs(tensor: Tensor) -> tuple[int, ...]:
 
 
 def row_major(tensor: Tensor) -> Tensor:
+    """The numbers themselves, each row of them in one piece."""
+    tensor = in_memory(tensor)
     return tensor if tensor.stride(3) == 1 or tensor.shape[3] == 1 else tensor.contiguous()
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """What torch keeps as a note beside the memory (a minus sign, zeros that take none) becomes numbers."""
+    is_note = tensor.is_neg() or tensor._is_zerotensor()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    return tensor.clone(memory_format=torch.contiguous_format) if is_note else tensor
 
 
 def rows_of(tensor: Tensor | None) -> abi.Rows:
@@ -198,8 +206,8 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def checked(status: int) -> int:
-    if status == -1:
+    if status == abi.NO_MEMORY:
         raise NativeError("the native core found no memory for its scratch space; use fewer threads or backend='sdpa'")
-    if status < 0:
+    if status < abi.OK:
         raise NativeError(f"the native core refused its arguments (status {status}); please report this call")
     return status

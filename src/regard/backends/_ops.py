@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from regard._errors import UnsupportedError
-from regard.backends._native_call import DIFFERENTIABLE, Inputs, backward, forward, like_rows, new_output
+from regard.backends._native_call import DIFFERENTIABLE, backward, forward, like_rows, new_output
+from regard.backends._native_struct import Inputs
 
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, float scale, float? softcap, "

@@ -2,8 +2,9 @@
 kernels of the native core.
 
 Where torch's library has the stable C interface of 2.13 they are C functions (csrc/torch_kernels.cpp) that torch's
-dispatcher calls by itself, with no Python and no interpreter lock; what these do not serve (dropout, NaN and Inf,
-memory laid out oddly) they pass on to the Python functions below. Elsewhere the Python functions are the kernels.
+dispatcher calls by itself, with no Python and no interpreter lock; what these do not serve (NaN and Inf, memory laid
+out oddly, arguments that do not fit) they pass on to the Python functions below, which also complain. Elsewhere the
+Python functions are the kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from regard.backends import _library
 from regard.backends._native_call import backward, forward
-from regard.integrations._torch_arguments import inputs_of
+from regard.integrations._torch_arguments import check_fused, check_fused_backward, inputs_of
 
 FUSED = "_scaled_dot_product_flash_attention_for_cpu"
 
@@ -97,7 +98,8 @@ def _flash(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    output, lse, _ = forward(inputs_of(query, key, value, attn_mask, dropout_p, is_causal, scale))
+    check_fused(query, key, value, attn_mask, dropout_p)
+    output, lse, _ = forward(inputs_of(query, key, value, attn_mask, 0.0, is_causal, scale))
     if lse is None:
         raise AssertionError("forward gives the lse unless told not to")
     if query.stride(3) != 1:  # the compiler expects the layout of the query, whatever it is
@@ -111,7 +113,7 @@ def _length_before_heads(tensor: Tensor) -> Tensor:
 
 
 def _flash_backward(
-    grad_out: Tensor,
+    grad_out: Tensor | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -123,7 +125,11 @@ def _flash_backward(
     attn_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Any, ...]:
-    inputs = inputs_of(query, key, value, attn_mask, dropout_p, is_causal, scale)
+    if grad_out is None:  # nothing depends on the output
+        return None, None, None
+    check_fused(query, key, value, attn_mask, dropout_p)
+    check_fused_backward(grad_out, query, value, out, logsumexp)
+    inputs = inputs_of(query, key, value, attn_mask, 0.0, is_causal, scale)
     wanted = (True, True, True, *[False] * 6)
     gradients = backward(inputs, grad_out, None, (out, logsumexp, torch.zeros_like(logsumexp)), wanted)
     return tuple(None if gradient is None else _length_before_heads(gradient) for gradient in gradients[:3])

@@ -61,4 +61,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(CORE)
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	@# Its layers are compared with ours; what it asks for beside them (torchvision) is not needed, and is left out.
+	$(PIP) --no-deps timm==1.0.31
 	touch $@

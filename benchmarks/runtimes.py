@@ -71,6 +71,8 @@ def onnxruntime(problem: Problem, inputs: Inputs) -> Bound:
     options = api.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
+    # Its idle workers would spin on the cores of whoever comes next, for much longer than anybody waits here.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     tensors = _arguments(problem, inputs)
     session = api.InferenceSession(_onnx_model(problem, tensors), options, providers=["CPUExecutionProvider"])
     output = torch.empty(_result_size(problem), dtype=inputs.query.dtype)

@@ -6,6 +6,7 @@
 
 constexpr int64_t kMostDecodedRows = 64; /* queries of all heads that share a key head */
 constexpr int64_t kStretch = 512;        /* keys of a task */
+constexpr int64_t kAhead = 32;           /* keys from which to ask memory for what comes next */
 constexpr int64_t kManyRows = 8;         /* from so many queries on, transposing the keys pays */
 
 /* Is this problem one for `Decode`: few queries, and no option that belongs to single pairs? */
@@ -30,6 +31,7 @@ struct Decode {
   /* Are products summed over lanes? Not where a gradient may follow: backward's scores are to be the same to the last
    * bit, and it sums them one element after the other. */
   const bool few;
+  const int64_t tile_keys; /* at a time: as many as possible, for memory likes to be read in one line */
   const int64_t units, columns, stretches;
   const bool raw_keys, raw_values;
   Scalar *parts = nullptr; /* of each stretch: [rows][columns] sums of values, [rows] maxima, [rows] sums */
@@ -41,6 +43,7 @@ struct Decode {
         group(problem.heads / problem.kv_heads),
         rows(problem.q_len * group),
         few(rows < kManyRows && !to.lse_low),
+        tile_keys(few ? kStretch : kBlock),
         units(units_of(problem.head_dim, few)),
         columns((problem.value_dim + width - 1) / width * width),
         stretches((problem.kv_len + kStretch - 1) / kStretch),
@@ -73,8 +76,8 @@ struct Decode {
     Unit *queries;          /* [rows][units] */
     Unit *keys;             /* [units][64] */
     Unit *packed;           /* rows of 64 keys or values as units */
-    Scalar *scores;         /* [rows][64] */
-    Unit *weights;          /* [rows][64 keys in units] */
+    Scalar *scores;         /* [rows][tile_keys] */
+    Unit *weights;          /* [rows][tile_keys in units] */
     int64_t *starts, *ends; /* of the keys each row sees */
   };
 
@@ -84,8 +87,8 @@ struct Decode {
     s->queries = (Unit *)take_aligned(&cursor, rows * units * (int64_t)sizeof(Unit));
     s->keys = (Unit *)take_aligned(&cursor, units * kBlock * (int64_t)sizeof(Unit));
     s->packed = (Unit *)take_aligned(&cursor, kBlock * most_units * (int64_t)sizeof(Unit));
-    s->scores = (Scalar *)take_aligned(&cursor, rows * kBlock * (int64_t)sizeof(Scalar));
-    s->weights = (Unit *)take_aligned(&cursor, Core::step_width == 1 ? 0 : rows * kBlock * (int64_t)sizeof(Unit));
+    s->scores = (Scalar *)take_aligned(&cursor, rows * tile_keys * (int64_t)sizeof(Scalar));
+    s->weights = (Unit *)take_aligned(&cursor, Core::step_width == 1 ? 0 : rows * tile_keys * (int64_t)sizeof(Unit));
     s->starts = (int64_t *)take_aligned(&cursor, rows * 8);
     s->ends = (int64_t *)take_aligned(&cursor, rows * 8);
     return cursor - memory;
@@ -117,8 +120,8 @@ struct Decode {
     }
     if (first < some_first) first = some_first;
     if (end > some_end) end = some_end;
-    for (int64_t key = first; key < end; key += kBlock)
-      tile(s, batch, kv_head, key, key + kBlock < end ? key + kBlock : end, sums_of_values, highest, sums);
+    for (int64_t key = first; key < end; key += tile_keys)
+      tile(s, batch, kv_head, key, key + tile_keys < end ? key + tile_keys : end, sums_of_values, highest, sums);
   }
 
   void find_range(int64_t batch, int64_t head, int64_t query, int64_t *start, int64_t *end) const {
@@ -138,7 +141,7 @@ struct Decode {
     match(s, row_of<Storage>(p.key, batch, kv_head, first), row_of<Storage>(p.value, batch, kv_head, first), keys,
           (int)(lanes / width));
     for (int64_t row = 0; row < rows; ++row) {
-      Scalar *scores = s.scores + row * kBlock;
+      Scalar *scores = s.scores + row * tile_keys;
       const int64_t unseen = s.starts[row] - first, seen = s.ends[row] < end ? s.ends[row] - first : keys;
       for (int64_t lane = 0; lane < unseen && lane < lanes; ++lane) scores[lane] = -(Scalar)INFINITY;
       for (int64_t lane = seen > 0 ? seen : 0; lane < lanes; ++lane) scores[lane] = -(Scalar)INFINITY;
@@ -148,13 +151,13 @@ struct Decode {
 #if defined(REGARD_HAS_PAIRS)
       if constexpr (Core::step_width == 2)
         for (int64_t lane = 0; lane < lanes; lane += width)
-          store_halves(s.weights + (row * kBlock + lane) / 2, load(scores + lane));
+          store_halves(s.weights + (row * tile_keys + lane) / 2, load(scores + lane));
 #endif
     }
     combine(s, row_of<Storage>(p.value, batch, kv_head, first), keys, sums_of_values);
   }
 
-  /* Memory is what decoding waits for, so while some keys are taken up their values and the keys of the next tile are
+  /* Memory is what decoding waits for, so while some keys are transposed their values and the keys of the next tile are
    * asked for. */
   void ask_for(const Storage *key_rows, const Storage *value_rows, int64_t key, int64_t end) const {
     for (; key < end; ++key) {
@@ -166,7 +169,8 @@ struct Decode {
   void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys,
              int tile_columns) const {
     if (few) {
-      match_few(s, key_rows, value_rows, keys);
+      for (int64_t key = 0; key < keys; key += kBlock)
+        match_few(s, key_rows + key * p.key.row_stride, keys - key < kBlock ? keys - key : kBlock, s.scores + key);
       return;
     }
     for (int64_t some = 0; some < keys; some += kGroup) {
@@ -185,8 +189,8 @@ struct Decode {
     multiply<Core, kStore, true>(product, s.queries, rows, s.keys, tile_columns, s.scores);
   }
 
-  /* Scores of a few rows: products are summed over lanes. */
-  void match_few(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys) const {
+  /* Scores of a few rows with up to 64 keys: products are summed over lanes. */
+  void match_few(const Scratch &s, const Storage *key_rows, int64_t keys, Scalar *scores) const {
     const Unit *rows_of_keys = (const Unit *)key_rows;
     int64_t stride = p.key.row_stride * (int64_t)sizeof(Storage);
     if (!raw_keys) {
@@ -196,20 +200,20 @@ struct Decode {
     }
     int64_t row = 0;
     if (width >= 4)
-      for (; row + 4 <= rows; row += 4)
-        match_rows<width >= 4 ? 4 : 1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
-    for (; row + 2 <= rows; row += 2) match_rows<2>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
-    for (; row < rows; ++row) match_rows<1>(s, row, rows_of_keys, stride, keys, key_rows, value_rows);
+      for (; row + 4 <= rows; row += 4) match_rows<width >= 4 ? 4 : 1>(s, row, rows_of_keys, stride, keys, scores);
+    for (; row + 2 <= rows; row += 2) match_rows<2>(s, row, rows_of_keys, stride, keys, scores);
+    for (; row < rows; ++row) match_rows<1>(s, row, rows_of_keys, stride, keys, scores);
   }
 
   /* R rows with as many keys at a time as give one sum to each lane. */
   template <int R>
   void match_rows(const Scratch &s, int64_t row, const Unit *key_rows, int64_t stride, int64_t keys,
-                  const Storage *asked_keys, const Storage *asked_values) const {
+                  Scalar *scores) const {
     constexpr int K = width / R;
     const Unit *queries = s.queries + row * units;
     for (int64_t key = 0; key < keys; key += K) {
-      if (row == 0) ask_for(asked_keys, asked_values, key, key + K < keys ? key + K : keys);
+      if (row == 0 && raw_keys)
+        for (int k = 0; k < K; ++k) prefetch((const char *)key_rows + (key + k + kAhead) * stride, stride);
       const Unit *from[K];
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k)
@@ -228,10 +232,10 @@ struct Decode {
           for (int r = 0; r < R; ++r) sums[r * K + k] = Core::step(sums[r * K + k], left[r], right);
         }
       }
-      const Vector scores = sums_of_each(sums);
+      const Vector found = sums_of_each(sums);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
-        memcpy(s.scores + (row + r) * kBlock + key, (const Scalar *)&scores + r * K, K * sizeof(Scalar));
+        memcpy(scores + (row + r) * tile_keys + key, (const Scalar *)&found + r * K, K * sizeof(Scalar));
     }
   }
 
@@ -264,17 +268,22 @@ struct Decode {
   }
 
   void combine(const Scratch &s, const Storage *value_rows, int64_t keys, Scalar *sums_of_values) const {
-    const Unit *values = (const Unit *)value_rows;
-    int64_t stride = p.value.row_stride;
-    if (!raw_values) {
-      if (columns != p.value_dim) memset(s.packed, 0, (size_t)(kBlock * columns) * sizeof(Unit));
-      Pack::pack_steps(value_rows, p.value.row_stride, keys, p.value_dim, s.packed, columns);
-      values = s.packed;
-      stride = columns;
-    }
     const Unit *weights = Core::step_width == 1 ? (const Unit *)s.scores : s.weights;
+    if (!raw_values && columns != p.value_dim) memset(s.packed, 0, (size_t)(kBlock * columns) * sizeof(Unit));
+    for (int64_t key = 0; key < keys; key += kAhead) {
+      const int64_t some = keys - key < kAhead ? keys - key : kAhead;
+      const Storage *from = value_rows + key * p.value.row_stride;
+      for (int64_t row = 0; row < some; ++row)
+        prefetch(from + (row + kAhead) * p.value.row_stride, p.value_dim * (int64_t)sizeof(Storage));
+      if (!raw_values) Pack::pack_steps(from, p.value.row_stride, some, p.value_dim, s.packed, columns);
+      add_values(weights + key / Core::step_width, raw_values ? (const Unit *)from : s.packed,
+                 raw_values ? p.value.row_stride : columns, some, sums_of_values);
+    }
+  }
+
+  void add_values(const Unit *weights, const Unit *values, int64_t stride, int64_t keys, Scalar *sums_of_values) const {
     const int64_t steps = (keys + Core::step_width - 1) / Core::step_width;
-    const Product<Scalar> product{kBlock / Core::step_width, 1, stride, columns, steps, nullptr};
+    const Product<Scalar> product{tile_keys / Core::step_width, 1, stride, columns, steps, nullptr};
     multiply<Core, kAdd, true>(product, weights, rows, values, (int)(columns / width), sums_of_values);
   }
 

@@ -55,7 +55,7 @@ struct Variant {
 };
 
 const Variant variants[] = {
-    /* best first */
+/* best first */
 #if defined(REGARD_HAS_AVX512_BF16)
     {&regard_kernels_avx512_bf16, has_avx512_bf16},
 #endif

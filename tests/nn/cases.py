@@ -57,6 +57,15 @@ class Case:
         return self.output(module(*inputs, **{**self.options(batch, length), **more}))
 
 
+def told(value: object) -> str:
+    """A test's name for a value: the same in every process, as the place of a function in memory is not."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {told(each)}" for key, each in value.items()) + "}"
+    if callable(value) and not isinstance(value, nn.Module):
+        return getattr(value, "__name__", type(value).__name__)
+    return str(value)
+
+
 def tokens(width: int, seed: int = 1) -> Callable[[int, int], tuple[Tensor, ...]]:
     """Unit-normal (batch, length, width)."""
 

@@ -1,8 +1,8 @@
 """Writes what the documentation says of the code: `python -m tests.write_reference`.
 
-docs/reference.md in whole, and in both READMEs the table of options and backends. Everything comes from the
-code: signatures and docstrings, what `regard.dispatch` answers, what `regard xray --help` prints. A test
-fails when a file is not as this module would write it.
+docs/reference.md and docs/mechanisms.md in whole, and in both READMEs the table of options and backends. Everything
+comes from the code: signatures and docstrings, the cards of mechanisms, what `regard.dispatch` answers, what
+`regard xray --help` prints. A test fails when a file is not as this module would write it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 import regard
 from regard import masks, positions
+from tests import write_mechanisms
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -225,7 +226,8 @@ def _help(command: str) -> str:
 
 def written() -> dict[Path, str]:
     """Every file this module writes, with its text."""
-    return {REFERENCE: reference(), **{path: readme(language) for language, path in READMES.items()}}
+    readmes = {path: readme(language) for language, path in READMES.items()}
+    return {REFERENCE: reference(), write_mechanisms.PAGE: write_mechanisms.page(), **readmes}
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def test_what_is_refused():
     with pytest.raises(regard.ArgumentError, match=r"expected 0 < dt_min <= dt_max, got 0\.0 and 0\.1"):
         SelectiveStateSpace(4, dt_min=0.0)
     layer, x = SelectiveStateSpace(4), torch.randn(2, 5, 4)
-    with pytest.raises(regard.UnsupportedError, match=r"SelectiveStateSpace: it has no pairs of tokens"):
+    with pytest.raises(regard.UnsupportedError, match=r"SelectiveStateSpace: it honours padding, and no other mask"):
         layer(x, mask=Causal())
     with pytest.raises(regard.UnsupportedError, match="its convolution would see padded tokens between"):
         layer(x, mask=Padding([5, 3]), state=layer.make_state(2))

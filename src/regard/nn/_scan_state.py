@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard._errors import ArgumentError, ShapeError, UnsupportedError
+from regard._errors import ArgumentError, ShapeError
 from regard._shapes import shape_of
-from regard.masks import Mask, Padding
-from regard.masks.keys import Keys
 
 
 class ScanState:
@@ -132,36 +130,3 @@ def check_token(token: Tensor, embed_dim: int) -> None:
             got=shape_of(token),
             do="Give step x[:, t]; forward takes many tokens at once.",
         )
-
-
-def real_tokens(mask: Mask | Tensor | None, tokens: Tensor, mechanism: str) -> Tensor | None:
-    """Which tokens are real: bool (batch, length) on their device; None where all of them are.
-
-    Raises:
-        UnsupportedError: a mask that says more than which tokens are padding.
-        ShapeError: another batch or length than that of the tokens.
-    """
-    batch, length = tokens.shape[:2]
-    if mask is None:
-        return None
-    if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.dim() == 2:
-        real = mask
-    elif isinstance(mask, Keys):
-        real = mask.real
-    elif isinstance(mask, Padding):
-        mask.check(length, length)
-        place, lengths = torch.arange(length), torch.tensor(mask.lengths, dtype=torch.int64)[:, None]
-        real = place < lengths if mask.side == "right" else place >= length - lengths
-    else:
-        raise UnsupportedError(
-            {mechanism: "it has no pairs of tokens, so it can only leave tokens out"},
-            do="Pass mask=Padding(lengths) or a bool tensor (batch, length), True = real.",
-        )
-    if real.shape != (batch, length):
-        raise ShapeError(
-            "mask",
-            expected=f"one flag for each token, (batch {batch}, length {length})",
-            got=shape_of(real),
-            do="Give the padding of these tokens.",
-        )
-    return real.to(tokens.device)

@@ -24,7 +24,8 @@ from regard._errors import UnsupportedError
 from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_positive
 from regard.nn._card import Card
-from regard.nn._scan_state import ScanState, check_state, check_token, real_tokens
+from regard.nn._real_tokens import real_tokens
+from regard.nn._scan_state import ScanState, check_state, check_token
 from regard.nn._selective_scan import Problem, selective_scan
 from regard.nn.state_space import require_steps
 
@@ -186,7 +187,7 @@ class SelectiveStateSpace(nn.Module):
             UnsupportedError: a mask over pairs; a state together with a mask.
         """
         x = check_tokens("x", x, self.embed_dim)
-        real = real_tokens(mask, x, "SelectiveStateSpace")
+        real = real_tokens("SelectiveStateSpace", mask, x)
         if real is not None and state is not None:
             raise UnsupportedError(
                 {"SelectiveStateSpace": "its convolution would see padded tokens between the state and the text"},

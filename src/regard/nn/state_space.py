@@ -30,7 +30,8 @@ from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_positive, require_probability
 from regard.nn._card import Card
 from regard.nn._diagonal_scan import Problem, Scanned, diagonal_scan
-from regard.nn._scan_state import ScanState, check_state, check_token, real_tokens
+from regard.nn._real_tokens import real_tokens
+from regard.nn._scan_state import ScanState, check_state, check_token
 
 Initialisation = Literal["legs", "lin", "inv", "real"]
 Discretisation = Literal["zoh", "bilinear"]
@@ -179,7 +180,7 @@ class S4D(nn.Module):
             UnsupportedError: a mask over pairs; a state of a bidirectional layer; a state together with a mask.
         """
         x = check_tokens("x", x, self.embed_dim)
-        real = real_tokens(mask, x, "S4D")
+        real = real_tokens("S4D", mask, x)
         if state is not None or return_state:
             self._require_causal("a state")
         if real is not None and (state is not None or return_state):

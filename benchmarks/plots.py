@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,12 +166,16 @@ def _patterns(rows: Rows) -> list[str]:
 
 
 def _curves(figure: Figure, rows: Rows, pattern: str) -> Curves:
-    curves: Curves = {}
+    """A length that several contests had is shown once, by the median of what they found."""
+    heights: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         height = figure.height(row)
         if row["problem"]["pattern"] == pattern and height:
-            curves.setdefault(row["contestant"], []).append((row["problem"]["q_len"], height))
-    return curves
+            heights.setdefault(row["contestant"], {}).setdefault(row["problem"]["q_len"], []).append(height)
+    return {
+        name: [(length, statistics.median(found)) for length, found in by_length.items()]
+        for name, by_length in heights.items()
+    }
 
 
 def _order(name: str) -> int:
@@ -178,7 +183,9 @@ def _order(name: str) -> int:
 
 
 def _style(name: str) -> tuple[str, str, str]:
-    return _STYLES.get(name, _STYLES["regard"])
+    if name in _STYLES:
+        return _STYLES[name]
+    return ("#777777", "d", ":") if name.count("-") > 1 else _STYLES["regard"]  # regard-native-avx2 is no regard-native
 
 
 def _word(name: str) -> str:

@@ -298,7 +298,9 @@ def test_what_is_refused():
     with pytest.raises(regard.ArgumentError, match=r"initialisation: expected 'legs' or 'lin' or 'inv' or 'real', got"):
         S4D(4, initialisation="hippo")
     layer, x = S4D(4, state_dim=4), torch.randn(2, 5, 4)
-    with pytest.raises(regard.UnsupportedError, match=r"it honours padding, and no other mask; .* Pass Padding\(lengths\)"):
+    with pytest.raises(
+        regard.UnsupportedError, match=r"it honours padding, and no other mask; .* Pass Padding\(lengths\)"
+    ):
         layer(x, mask=Causal())
     with pytest.raises(regard.MaskError, match=r"\(batch, length\) = \(2, 5\), .* got \(2, 4\)"):
         layer(x, mask=torch.ones(2, 4, dtype=torch.bool))

@@ -105,7 +105,7 @@ class GridMixer(HeadProjections):
         allowed = both(self.own_mask(shape), None if real is None else Keys(real.flatten(1)))
         query, key, value = self.to_heads(flat)
         found = self.from_heads(self.attend(query, key, value, allowed))
-        return channels_second(found.reshape(x.shape[0], *shape, -1))
+        return channels_second(found.reshape(x.shape[0], *shape, self.embed_dim))
 
 
 def channels_second(tokens: Tensor) -> Tensor:

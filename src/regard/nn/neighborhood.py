@@ -85,15 +85,17 @@ class NeighborhoodAttention(GridMixer):
     def _by_tile(self, windows: Tensor) -> Tensor:
         """(batch, *tiles, *window, channels) as (tiles, batch * heads, window, head_dim): the mask is a tile's own."""
         batch, parts = windows.shape[0], product(tuple(windows.shape[1 : self.axes + 1]))
-        apart = windows.reshape(batch, parts, -1, self.num_heads, self.head_dim)
-        return apart.permute(1, 0, 3, 2, 4).reshape(parts, batch * self.num_heads, -1, self.head_dim)
+        window = product(tuple(windows.shape[self.axes + 1 : -1]))
+        apart = windows.reshape(batch, parts, window, self.num_heads, self.head_dim)
+        return apart.permute(1, 0, 3, 2, 4).reshape(parts, batch * self.num_heads, window, self.head_dim)
 
     def _tile_mask(self, grid: Grid, tile: Grid, reach: Grid, real: Tensor | None) -> Tensor:
         """Bool (tiles, 1 or batch * heads, tokens of a tile, tokens around it)."""
         near = _near(tile, self.radius)
         inside = torch.ones(1, *grid, dtype=torch.bool, device=near.device) if real is None else real
         around = _windows(inside.unsqueeze(-1), tile, reach, self.radius)
-        keys = around.reshape(inside.shape[0], -1, 1, product(reach)).transpose(0, 1)  # (tiles, batch or 1, 1, keys)
+        parts = product(tuple(around.shape[1 : self.axes + 1]))
+        keys = around.reshape(inside.shape[0], parts, 1, product(reach)).transpose(0, 1)  # (tiles, batch or 1, 1, keys)
         if real is not None:
             keys = keys.repeat_interleave(self.num_heads, 1)
         return keys & near.to(keys.device)

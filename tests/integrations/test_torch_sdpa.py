@@ -250,3 +250,10 @@ def test_threads_that_switch_and_compute():
             thread.join()
         assert torch_sdpa.is_active()
     assert failures == []
+
+
+def test_the_fused_operators_need_no_python():
+    before = kernels()
+    with regard.activate():
+        assert kernels().count("torch_kernels.cpp") >= 2, "or torch's C interface was not found, and Python took over"
+    assert "torch_kernels.cpp" not in before

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import library as operator_library
 
 from regard._errors import UnsupportedError
 from regard.backends._native_call import DIFFERENTIABLE, backward, forward, like_rows, new_output
@@ -25,7 +26,7 @@ _INPUTS = (
 )
 _PLACES = tuple(Inputs._fields.index(name) for name in DIFFERENTIABLE)
 
-_library: Any = torch.library  # whose functions have types for some of their arguments only
+_library: Any = operator_library  # whose functions have types for some of their arguments only
 _library.define("regard::attention", f"({_INPUTS}) -> (Tensor output, Tensor lse, Tensor lse_low)")
 _library.define(
     "regard::attention_backward",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import library as operator_library
 
 from regard.backends import _library
 from regard.backends._native_call import backward, forward
@@ -28,8 +29,8 @@ class FusedKernels:
     """The registration; `remove` restores torch's own kernels."""
 
     def __init__(self) -> None:
-        fragment: Any = torch.library.Library("regard", "FRAGMENT")
-        kernels: Any = torch.library.Library("aten", "IMPL")
+        fragment: Any = operator_library.Library("regard", "FRAGMENT")
+        kernels: Any = operator_library.Library("aten", "IMPL")
         self._libraries = [fragment, kernels]
         for replaced, name, function in _IN_PYTHON:
             schema = str(getattr(torch.ops.aten, replaced).default._schema)  # noqa: SLF001 - torch has no public way
@@ -38,11 +39,6 @@ class FusedKernels:
             kernels.impl(replaced, function, "CPU", allow_override=True)
         # Over the Python kernels: torch warns of the first one that is replaced, and can be hushed only in Python.
         self._handle = _registered_in_c()
-
-    @property
-    def without_python(self) -> bool:
-        """Does torch's dispatcher call C functions?"""
-        return self._handle is not None
 
     def remove(self) -> None:
         """torch's own kernels are back; nothing happens the second time."""

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import library as operator_library
 from torch.nn import attention as torch_attention
 
 from regard._errors import NativeError
@@ -141,7 +142,7 @@ def _replace_torchs() -> ExitStack:
         undo.callback(_forget_what_was_resolved)
         with warnings.catch_warnings():  # torch warns that a kernel is replaced; that is what was asked for
             warnings.filterwarnings("ignore", category=UserWarning)
-            library: Any = torch.library.Library("aten", "IMPL")
+            library: Any = operator_library.Library("aten", "IMPL")
             undo.callback(library._destroy)  # noqa: SLF001 - what torch's own implementations do
             for key in ("CPU", "AutogradCPU"):
                 library.impl("scaled_dot_product_attention", calls.attention, key, allow_override=True)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch import library as operator_library
 
 from regard._errors import UnsupportedError
 from regard.nn._precision import in_full_precision, working_dtype
@@ -348,7 +349,7 @@ _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? log_weight, Tensor? projection, "
     "Tensor values, Tensor keys, Tensor scale, bool opposites, int chunk"
 )
-_library: Any = torch.library  # whose functions have types for some of their arguments only
+_library: Any = operator_library  # whose functions have types for some of their arguments only
 _library.define(
     "regard::causal_scan",
     f"({_ARGUMENTS}) -> (Tensor output, Tensor normaliser, Tensor values_after, Tensor keys_after, Tensor scale_after)",

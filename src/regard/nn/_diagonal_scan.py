@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import library as operator_library
 
 from regard._errors import UnsupportedError
 
@@ -287,7 +288,7 @@ def _power_of_two(length: int) -> int:
     return 1 << max(length - 1, 0).bit_length()
 
 
-_library: Any = torch.library  # whose functions have types for some of their arguments only
+_library: Any = operator_library  # whose functions have types for some of their arguments only
 _PROBLEM = "Tensor inputs, Tensor log_decay, Tensor readout, Tensor state, int chunk"
 _library.define("regard::diagonal_scan", f"({_PROBLEM}) -> (Tensor output, Tensor last)")
 _library.define(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch import library as operator_library
 
 from regard.nn._diagonal_scan import refuse_twice
 
@@ -198,7 +199,7 @@ def _blocks(problem: Problem) -> Iterator[_Block]:
             )
 
 
-_library: Any = torch.library  # whose functions have types for some of their arguments only
+_library: Any = operator_library  # whose functions have types for some of their arguments only
 _PROBLEM = "Tensor inputs, Tensor step, Tensor decay, Tensor write, Tensor read, Tensor state"
 _library.define("regard::selective_scan", f"({_PROBLEM}) -> (Tensor output, Tensor last, Tensor begins)")
 _library.define(

@@ -64,9 +64,9 @@ def acceptance_steps(wish: Wish, report: Report) -> list[Step]:
 
     def contest(line: acceptance.Line) -> None:
         dtypes = {entry.problem.dtype for entry in line.entries}
-        report.limits.look(dtypes, memory=line.memory)
+        report.limits.look(dtypes)
         found = hold(line.entries, wish.plan)
-        report.limits.look(dtypes, memory=line.memory)
+        report.limits.look(dtypes)
         report.contests.append(found)
         report.verdicts += [judge(line.name, claim, found, report.limits) for claim in line.claims]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,24 +82,6 @@ def fma_peak(dtype: str, threads: int) -> tuple[float | None, str]:
         return float(measure(dtype, threads)), ""
     except (regard.RegardError, RuntimeError) as failure:
         return None, str(failure)
-
-
-def read_bandwidth(megabytes: int = 512) -> float:
-    """Bytes a second that all threads together read from memory: the best of three ways of reading."""
-    numbers = torch.ones(megabytes * 2**18)
-    halves = numbers.view(2, -1)
-    ways: tuple[Callable[[], object], ...] = (numbers.sum, numbers.amax, lambda: torch.dot(*halves))
-    return numbers.numel() * 4 / min(_quickest(way) for way in ways)
-
-
-def _quickest(way: Callable[[], object]) -> float:
-    way()
-    times: list[float] = []
-    for _ in range(5):
-        start = time.perf_counter()
-        way()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 class OthersTime:

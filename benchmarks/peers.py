@@ -29,12 +29,16 @@ class Cannot(Exception):  # noqa: N818 - a contestant's answer, not a fault
 
 @dataclass(frozen=True)
 class Peer:
-    """A contestant: how it prepares a forward, the threads it computes with, and the environment it needs."""
+    """A contestant: how it prepares a forward, the threads it computes with, and the environment it needs.
+
+    `attends` is False of one that computes no attention, and whose answer is therefore not looked at.
+    """
 
     prepare: Callable[[Problem, Inputs], Forward]
     pool: str = "torch"
     differentiates: bool = True
     compiles: bool = False
+    attends: bool = True
     environment: tuple[tuple[str, str], ...] = ()
     around: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
 
@@ -199,6 +203,23 @@ def check_room(problem: Problem, *, tensors: int) -> None:
         raise Cannot(f"it would lay out {needed / 2**30:.1f} GiB of scores and {free / 2**30:.1f} GiB are free")
 
 
+def _reading(way: Callable[[Tensor], Tensor]) -> Peer:
+    """Whoever only reads the keys and values, with all threads: as fast as this machine's memory is meanwhile."""
+
+    def prepare(_problem: Problem, inputs: Inputs) -> Forward:
+        both = [tensor.detach().view(-1).view(torch.float32) for tensor in (inputs.key, inputs.value)]
+        return lambda: way(both[0]) + way(both[1])
+
+    return Peer(prepare, differentiates=False, attends=False)
+
+
+READINGS = {
+    "reading-sum": _reading(torch.sum),
+    "reading-largest": _reading(torch.amax),
+    "reading-dot": _reading(lambda numbers: torch.dot(*numbers.view(2, -1))),
+}
+"""Three ways of reading; none is the fastest everywhere."""
+
 PEERS = {
     "sdpa": Peer(_sdpa),
     "flex": Peer(_flex, compiles=True),
@@ -207,4 +228,5 @@ PEERS = {
     "openvino": Peer(_runtime("openvino", runtimes.openvino), pool="openvino", differentiates=False),
     "onnxruntime": Peer(_runtime("onnxruntime", runtimes.onnxruntime), pool="onnxruntime", differentiates=False),
     "activated": Peer(_activated_sdpa, around=_activated),
+    **READINGS,
 }

@@ -68,11 +68,6 @@ class Problem:
         return forward * 7 // 2 if self.backward else forward
 
     @property
-    def key_value_bytes(self) -> int:
-        """What a forward must read of key and value."""
-        return self.kv_heads * self.kv_len * (self.head_dim + self.value_dim) * DTYPES[self.dtype].itemsize
-
-    @property
     def result_bytes(self) -> int:
         """What must be returned: the output, and the gradients of query, key and value."""
         query, key = self.heads * self.q_len, self.kv_heads * self.kv_len

@@ -19,16 +19,13 @@ class Limits:
 
     peaks: dict[str, float] = field(default_factory=dict[str, float])
     reasons: dict[str, str] = field(default_factory=dict[str, str])
-    bandwidth: float = 0.0
 
-    def look(self, dtypes: Collection[str], *, memory: bool = False) -> None:
+    def look(self, dtypes: Collection[str]) -> None:
         """Measure again."""
         for dtype in sorted(dtypes):
             peak, self.reasons[dtype] = machine.fma_peak(dtype, torch.get_num_threads())
             if peak is not None:
                 self.peaks[dtype] = max(peak, self.peaks.get(dtype, 0.0))
-        if memory:
-            self.bandwidth = max(self.bandwidth, machine.read_bandwidth())
 
     def peak(self, dtype: str) -> float:
         """Floating-point operations a second; `Cannot` where that is not known."""
@@ -41,7 +38,6 @@ class Limits:
         return {
             "fma_flops_per_second": {dtype: self.peaks.get(dtype) for dtype in ("fp32", "bf16")},
             "fma_reason": {dtype: reason for dtype, reason in self.reasons.items() if reason},
-            "read_bytes_per_second": self.bandwidth or None,
         }
 
 
@@ -115,18 +111,6 @@ def faster(ours: Entry, *peers: Entry) -> Measure:
 def of_peak(ours: Entry) -> Measure:
     """Useful operations a second as a fraction of the FMA peak of this machine."""
     return lambda contest, limits: _ran(contest, ours).speed / limits.peak(ours.problem.dtype)
-
-
-def of_bandwidth(ours: Entry) -> Measure:
-    """Bytes of key and value a second as a fraction of what this machine reads."""
-
-    def measure(contest: Contest, limits: Limits) -> float:
-        speed = ours.problem.key_value_bytes / _ran(contest, ours).median
-        if not limits.bandwidth:
-            raise Cannot("the memory bandwidth is not known: not measured")
-        return speed / limits.bandwidth
-
-    return measure
 
 
 def speed_against(ours: Entry, other: Entry) -> Measure:

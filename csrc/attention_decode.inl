@@ -1,12 +1,13 @@
 /* attention_decode.inl: a few queries against many keys, as when text is generated with a cache.
  *
  * The queries of all heads that share a key head are met at once, so that each key and value is read from memory once.
- * Many queries meet keys that are transposed first, so that lanes are keys; for a few it is cheaper to sum products over lanes. The keys are cut into stretches of a fixed length for the threads; each stretch gives
- * its own softmax, and these are merged by their maxima and sums in order (Dao et al. 2023, "Flash-Decoding"). */
+ * Many queries meet keys that are transposed first, so that lanes are keys; for a few it is cheaper to sum products over
+ * lanes. The keys are cut into stretches of a fixed length for the threads; each stretch gives its own softmax, and
+ * these are merged by their maxima and sums in order (Dao et al. 2023, "Flash-Decoding"). */
 
 constexpr int64_t kMostDecodedRows = 64; /* queries of all heads that share a key head */
 constexpr int64_t kStretch = 512;        /* keys of a task */
-constexpr int64_t kAhead = 32;           /* keys from which to ask memory for what comes next */
+constexpr int64_t kAheadBytes = 6144;    /* so far ahead of the work memory is asked: 4 and 8 KB are slower */
 constexpr int64_t kManyRows = 8;         /* from so many queries on, transposing the keys pays */
 
 /* Is this problem one for `Decode`: few queries, and no option that belongs to single pairs? */
@@ -166,11 +167,32 @@ struct Decode {
     }
   }
 
+  /* What memory is asked for ahead of the work: keys or values of one tile. */
+  struct Coming {
+    const Storage *rows;
+    int64_t stride, width, count;
+
+    int64_t distance() const {
+      const int64_t some = kAheadBytes / (width * (int64_t)sizeof(Storage)) / 8 * 8;
+      return some < 8 ? 8 : some > kBlock ? kBlock : some;
+    }
+    /* Nothing beyond the tile: what follows is for another thread. */
+    void ask(int64_t first, int64_t some) const {
+      for (int64_t row = first; row < first + some && row < count; ++row)
+        prefetch(rows + row * stride, width * (int64_t)sizeof(Storage));
+    }
+  };
+
   void match(const Scratch &s, const Storage *key_rows, const Storage *value_rows, int64_t keys,
              int tile_columns) const {
     if (few) {
-      for (int64_t key = 0; key < keys; key += kBlock)
-        match_few(s, key_rows + key * p.key.row_stride, keys - key < kBlock ? keys - key : kBlock, s.scores + key);
+      const Coming coming_keys{key_rows, p.key.row_stride, p.head_dim, keys};
+      const Coming coming_values{value_rows, p.value.row_stride, p.value_dim, keys};
+      for (int64_t key = 0; key < keys; key += kGroup) {
+        coming_keys.ask(key + coming_keys.distance(), kGroup);
+        if (key + kGroup >= keys) coming_values.ask(0, coming_values.distance());
+        match_few(s, key_rows + key * p.key.row_stride, keys - key < kGroup ? keys - key : kGroup, s.scores + key);
+      }
       return;
     }
     for (int64_t some = 0; some < keys; some += kGroup) {
@@ -189,7 +211,7 @@ struct Decode {
     multiply<Core, kStore, true>(product, s.queries, rows, s.keys, tile_columns, s.scores);
   }
 
-  /* Scores of a few rows with up to 64 keys: products are summed over lanes. */
+  /* Scores of a few rows with up to 16 keys: products are summed over lanes. */
   void match_few(const Scratch &s, const Storage *key_rows, int64_t keys, Scalar *scores) const {
     const Unit *rows_of_keys = (const Unit *)key_rows;
     int64_t stride = p.key.row_stride * (int64_t)sizeof(Storage);
@@ -212,8 +234,6 @@ struct Decode {
     constexpr int K = width / R;
     const Unit *queries = s.queries + row * units;
     for (int64_t key = 0; key < keys; key += K) {
-      if (row == 0 && raw_keys)
-        for (int k = 0; k < K; ++k) prefetch((const char *)key_rows + (key + k + kAhead) * stride, stride);
       const Unit *from[K];
 #pragma GCC unroll 16
       for (int k = 0; k < K; ++k)
@@ -270,11 +290,11 @@ struct Decode {
   void combine(const Scratch &s, const Storage *value_rows, int64_t keys, Scalar *sums_of_values) const {
     const Unit *weights = Core::step_width == 1 ? (const Unit *)s.scores : s.weights;
     if (!raw_values && columns != p.value_dim) memset(s.packed, 0, (size_t)(kBlock * columns) * sizeof(Unit));
-    for (int64_t key = 0; key < keys; key += kAhead) {
-      const int64_t some = keys - key < kAhead ? keys - key : kAhead;
+    const Coming coming{value_rows, p.value.row_stride, p.value_dim, keys};
+    for (int64_t key = 0; key < keys; key += kGroup) {
+      const int64_t some = keys - key < kGroup ? keys - key : kGroup;
       const Storage *from = value_rows + key * p.value.row_stride;
-      for (int64_t row = 0; row < some; ++row)
-        prefetch(from + (row + kAhead) * p.value.row_stride, p.value_dim * (int64_t)sizeof(Storage));
+      coming.ask(key + coming.distance(), kGroup);
       if (!raw_values) Pack::pack_steps(from, p.value.row_stride, some, p.value_dim, s.packed, columns);
       add_values(weights + key / Core::step_width, raw_values ? (const Unit *)from : s.packed,
                  raw_values ? p.value.row_stride : columns, some, sums_of_values);

@@ -37,8 +37,6 @@ def test_useful_work_counts_visible_pairs():
 
 
 def test_bytes_that_must_move():
-    decode = Problem(dtype="bf16", q_len=1, kv_len=100, heads=8, kv_heads=2)
-    assert decode.key_value_bytes == 2 * 100 * (64 + 64) * 2
     train = square(10, heads=1, kv_heads=1, head_dim=4, value_dim=8, direction="forward+backward")
     assert train.result_bytes == 4 * 10 * (8 + 4 + 4 + 8)
 

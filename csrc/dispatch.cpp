@@ -143,6 +143,12 @@ FORWARD(int, pack_mask,
         (mask, batch, heads, q_len, kv_len, words, threads))
 FORWARD(double, fma_peak, (int32_t dtype, int32_t threads, double seconds), (dtype, threads, seconds))
 
+/* The same for a function of the layers' kernels. */
+#define FORWARD_LAYER(type, function, parameters, arguments) \
+  type regard_##function parameters { return kernels()->layers->function arguments; }
+
+FORWARD_LAYER(int, multiply, (const regard_product *product), (product))
+
 /* ------------------------------------------------------------------------- functions of the library */
 
 const char *regard_isa(void) { return kernels()->name; }
@@ -179,5 +185,6 @@ int64_t regard_struct_size(const char *name) {
   SIZE_OF(regard_backward_arguments);
   SIZE_OF(regard_weights_arguments);
   SIZE_OF(regard_statistics_results);
+  SIZE_OF(regard_product);
   return -1;
 }

@@ -105,10 +105,16 @@ double fma_peak(int32_t dtype, int32_t threads, double seconds) {
 int64_t splits(const regard_problem *p) { return backward_splits(*p); }
 } // namespace
 
-#define REGARD_JOIN_(a, b) a##b
-#define REGARD_JOIN(a, b) REGARD_JOIN_(a, b)
 #define REGARD_TEXT_(a) #a
 #define REGARD_TEXT(a) REGARD_TEXT_(a)
-extern const RegardKernels REGARD_JOIN(regard_kernels_, REGARD_ISA);
-const RegardKernels REGARD_JOIN(regard_kernels_, REGARD_ISA) = {
-    REGARD_TEXT(REGARD_ISA), forward, backward, splits, weights, statistics, pack_mask, fma_peak};
+extern const RegardLayerKernels REGARD_OF_ISA(regard_layer_kernels_);
+extern const RegardKernels REGARD_OF_ISA(regard_kernels_);
+const RegardKernels REGARD_OF_ISA(regard_kernels_) = {REGARD_TEXT(REGARD_ISA),
+                                                      forward,
+                                                      backward,
+                                                      splits,
+                                                      weights,
+                                                      statistics,
+                                                      pack_mask,
+                                                      fma_peak,
+                                                      &REGARD_OF_ISA(regard_layer_kernels_)};

@@ -4,6 +4,12 @@
 
 #include "regard.h"
 
+/* Of layer_kernels.cpp: what layers compute beside attention. */
+struct RegardLayerKernels {
+  int (*multiply)(const regard_product *);
+};
+
+/* Of kernels.cpp. */
 struct RegardKernels {
   const char *name;
   int (*forward)(const regard_problem *, const regard_forward_results *);
@@ -13,5 +19,11 @@ struct RegardKernels {
   int (*statistics)(const regard_problem *, const regard_statistics_results *);
   int (*pack_mask)(const regard_pairs *, int64_t, int64_t, int64_t, int64_t, uint64_t *, int32_t);
   double (*fma_peak)(int32_t, int32_t, double);
+  const RegardLayerKernels *layers;
 };
+
+/* A name of this compilation: `start` and its instruction set. */
+#define REGARD_JOIN_(a, b) a##b
+#define REGARD_JOIN(a, b) REGARD_JOIN_(a, b)
+#define REGARD_OF_ISA(start) REGARD_JOIN(start, REGARD_ISA)
 #endif

@@ -160,6 +160,24 @@ REGARD_EXPORT int regard_statistics(const regard_problem *problem, const regard_
 REGARD_EXPORT int regard_pack_mask(const regard_pairs *mask, int64_t batch, int64_t heads, int64_t q_len,
                                    int64_t kv_len, uint64_t *words, int32_t threads);
 
+/* C = A B, and bias[column] added: a linear map, or one of its gradients. A is (rows, steps), B (steps, columns), C
+ * (rows, columns) with neighbouring columns side by side; C overlaps nothing that is read. Any strides of A and B; fast
+ * where B's columns or its steps are side by side. The same for every number of threads. */
+typedef struct {
+  int32_t dtype; /* REGARD_F32 or REGARD_F64 */
+  int32_t threads;
+  int64_t rows, columns, steps;
+  const void *a;
+  int64_t a_row, a_step;
+  const void *b;
+  int64_t b_step, b_column;
+  const void *bias; /* NULL: none */
+  void *c;
+  int64_t c_row;
+} regard_product;
+
+REGARD_EXPORT int regard_multiply(const regard_product *product);
+
 /* Floating-point operations each second when this many threads multiply and add in registers for about so many
  * seconds: what an element type's kernels are a fraction of. */
 REGARD_EXPORT double regard_fma_peak(int32_t dtype, int32_t threads, double seconds);

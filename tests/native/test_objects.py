@@ -34,9 +34,12 @@ def said(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def object_of(name: str) -> Path:
+SOURCES = ("kernels", "layer_kernels")
+
+
+def object_of(name: str, source: str = "kernels") -> Path:
     """The newest object file of one compilation; `make test` leaves it where it was built."""
-    found = list(ROOT.glob(f"build/*/CMakeFiles/kernels_{name}.dir/csrc/kernels.cpp.o"))
+    found = list(ROOT.glob(f"build/*/CMakeFiles/kernels_{name}.dir/csrc/{source}.cpp.o"))
     assert found, "there is no object file: `pip install -e .` makes it"
     return max(found, key=lambda path: path.stat().st_mtime)
 
@@ -47,23 +50,26 @@ def instructions(path: Path) -> str:
     return "\n".join(re.sub(r"<.*?>", "", line.split("\t", 1)[1]) for line in lines if "\t" in line)
 
 
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", ISAS)
-def test_no_symbol_is_weak(name: str):
+def test_no_symbol_is_weak(name: str, source: str):
     # The linker keeps one copy of a weak symbol, and perhaps the one that only newer machines can run.
-    weak = [line for line in said("nm", object_of(name)).splitlines() if re.search(r" [VWu] ", line)]
+    weak = [line for line in said("nm", object_of(name, source)).splitlines() if re.search(r" [VWu] ", line)]
     assert weak == []
 
 
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", ISAS)
-def test_an_object_shows_its_table_and_nothing_else(name: str):
-    shown = [line.split()[-1] for line in said("nm", "--extern-only", "--defined-only", object_of(name)).splitlines()]
-    assert shown == [f"regard_kernels_{name}"]
+def test_an_object_shows_its_table_and_nothing_else(name: str, source: str):
+    lines = said("nm", "--extern-only", "--defined-only", object_of(name, source)).splitlines()
+    assert [line.split()[-1] for line in lines] == [f"regard_{source}_{name}"]
 
 
 @pytest.mark.skipif(not X86, reason="the instructions are those of x86-64")
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", ABOVE)
-def test_no_instruction_is_above_the_level(name: str):
-    found = re.search(ABOVE[name], instructions(object_of(name)))
+def test_no_instruction_is_above_the_level(name: str, source: str):
+    found = re.search(ABOVE[name], instructions(object_of(name, source)))
     assert found is None, found
 
 

@@ -166,6 +166,27 @@ class StatisticsResults(Structure):
     )
 
 
+class Product(Structure):
+    """`regard_product`."""
+
+    _fields_ = (
+        ("dtype", c_int32),
+        ("threads", c_int32),
+        ("rows", c_int64),
+        ("columns", c_int64),
+        ("steps", c_int64),
+        ("a", c_void_p),
+        ("a_row", c_int64),
+        ("a_step", c_int64),
+        ("b", c_void_p),
+        ("b_step", c_int64),
+        ("b_column", c_int64),
+        ("bias", c_void_p),
+        ("c", c_void_p),
+        ("c_row", c_int64),
+    )
+
+
 _LETTERS: dict[object, str] = {c_int32: "i", c_int64: "q", c_uint64: "Q", c_double: "d", c_void_p: "P"}
 
 
@@ -185,6 +206,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "regard_backward_arguments": BackwardArguments,
     "regard_weights_arguments": WeightsArguments,
     "regard_statistics_results": StatisticsResults,
+    "regard_product": Product,
 }
 
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
@@ -200,6 +222,7 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "regard_backward_splits": (c_int64, [POINTER(Problem)]),
     "regard_weights": (c_int, [POINTER(Problem), POINTER(WeightsArguments)]),
     "regard_statistics": (c_int, [POINTER(Problem), POINTER(StatisticsResults)]),
+    "regard_multiply": (c_int, [POINTER(Product)]),
     "regard_fma_peak": (c_double, [c_int32, c_int32, c_double]),
     "regard_pack_mask": (c_int, [POINTER(Pairs), c_int64, c_int64, c_int64, c_int64, c_void_p, c_int32]),
     "regard_torch_function": (c_char_p, [c_int32]),

@@ -42,6 +42,7 @@ native-test-arm:
 # Speed beside other libraries, on a quiet machine: benchmarks/results/. With no peer installed its rows say so.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.attention --acceptance
+	$(BIN)/python -m benchmarks.mechanisms --acceptance
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

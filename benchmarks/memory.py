@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,20 +50,25 @@ class Memory:
 def peak_of(entry: Entry) -> Memory:
     """Ask a fresh process."""
     wish = {"name": entry.name, "problem": asdict(entry.problem), "threads": torch.get_num_threads()}
-    environment = dict(find_peer(entry.name).environment)
+    answer = asked("benchmarks.memory", wish, dict(find_peer(entry.name).environment))
+    return Memory(entry, answer.get("peak_bytes"), answer.get("cannot", ""))
+
+
+def asked(module: str, wish: Mapping[str, object], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a fresh process that runs `module` answers to one question; `cannot` says why it did not."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with start_python("benchmarks.memory", environment, **pipes) as process:
+    with start_python(module, environment, **pipes) as process:
         try:
             line, _ = process.communicate(json.dumps(wish), timeout=TIMEOUT_SECONDS)
         except BaseException as problem:
             process.kill()
             if isinstance(problem, subprocess.TimeoutExpired):
-                return Memory(entry, None, f"it took longer than {TIMEOUT_SECONDS} s")
+                return {"cannot": f"it took longer than {TIMEOUT_SECONDS} s"}
             raise
     if process.returncode != 0 or not line:
-        return Memory(entry, None, f"its process ended with status {process.returncode}")
+        return {"cannot": f"its process ended with status {process.returncode}"}
     answer: dict[str, Any] = json.loads(line)
-    return Memory(entry, answer.get("peak_bytes"), answer.get("cannot", ""))
+    return answer
 
 
 def peak_here(name: str, problem: Problem) -> int:
@@ -78,10 +83,11 @@ def peak_here(name: str, problem: Problem) -> int:
         run = callable_of(name, problem, make_inputs(problem))
         if peer.compiles:
             run()
-        return _rise(run)
+        return rise_of(run)
 
 
-def _rise(run: Callable[[], object]) -> int:
+def rise_of(run: Callable[[], object]) -> int:
+    """Bytes by which the high-water mark of this process rises while `run` runs and what it gives is kept."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the high-water mark
     before = _status("VmHWM")
@@ -98,14 +104,14 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def serve() -> None:
-    """Answer one question. What libraries print goes to standard error."""
+def answer_one(answer: Callable[[dict[str, Any]], dict[str, object]]) -> None:
+    """Answer the one question on standard input. What libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     wish = json.loads(sys.stdin.readline())
     torch.set_num_threads(wish["threads"])
     try:
-        facts: dict[str, object] = {"peak_bytes": peak_here(wish["name"], Problem(**wish["problem"]))}
+        facts = answer(wish)
     except Cannot as why:
         facts = {"cannot": str(why)}
     except Exception as failure:
@@ -115,4 +121,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    answer_one(lambda wish: {"peak_bytes": peak_here(wish["name"], Problem(**wish["problem"]))})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from regard import ArgumentError, MaskError, ShapeError, UnsupportedError
 from regard.masks import BigBird, Padding, SlidingWindow
+from regard.masks._block_map import UNSURE
+from regard.masks._indices import block_grid
 from regard.nn import (
     BigBirdAttention,
     BlockAttention,
@@ -15,6 +19,7 @@ from regard.nn import (
     StridedAttention,
     TopKAttention,
 )
+from regard.nn._block_table import BlockTable
 from tests.nn.plain_heads import drawn, plain, projected, same, written_out
 
 N = 23
@@ -293,3 +298,21 @@ def test_topk_refuses_a_causal_context_of_another_length():
         module(torch.zeros(1, 4, 12), torch.zeros(1, 5, 12))
     with pytest.raises(ShapeError, match=r"context: expected \(batch, length, embed_dim 12\)"):
         module(torch.zeros(1, 4, 12), torch.zeros(1, 5, 11))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_table_of_blocks_tells_what_its_rectangles_hold(heads, size):
+    kept = torch.rand(heads, -(-22 // size), -(-17 // size), generator=torch.Generator().manual_seed(size)) < 0.4
+    kept[:, :2] = True
+    mask = BlockTable(kept, size)
+    dense = mask.dense(22, 17).view(1, heads, 22, 17)
+    for block in (1, 2, 5, 8):
+        found = mask.blocks(22, 17, block)
+        for kind, rule in (("empty", lambda part: not part.any()), ("full", lambda part: bool(part.all()))):
+            for head in range(heads):
+                for row, col in itertools.product(range(-(-22 // block)), range(-(-17 // block))):
+                    part = dense[0, head, row * block : (row + 1) * block, col * block : (col + 1) * block]
+                    assert bool(getattr(found, kind)[0, head, row, col]) == rule(part)
+    at = block_grid(1, heads, 22, 17, 4)
+    assert not (mask.block_kinds(at) == UNSURE).any(), "a formula, and no look at the elements"

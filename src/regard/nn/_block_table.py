@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from regard._errors import MaskError
 from regard.masks import Indices, Mask
+from regard.masks._block_map import kinds_of
+from regard.masks._indices import Blocks2d
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,18 @@ class BlockTable(Mask):
 
     def keep(self, at: Indices) -> Tensor:
         kept = self.kept.to(at.key.device)
-        row = at.query.div(self.size, rounding_mode="floor")
-        col = at.key.div(self.size, rounding_mode="floor")
-        head = at.head if self.head_count is not None else torch.zeros_like(at.head)
-        return kept[head, row, col]
+        return kept[self._table_of(at.head), self._block(at.query), self._block(at.key)]
+
+    def block_kinds(self, at: Blocks2d) -> Tensor:
+        top, bottom = self._block(at.query_first), self._block(at.query_last) + 1
+        left, right = self._block(at.key_first), self._block(at.key_last) + 1
+        sums = functional.pad(self.kept.to(at.head.device, torch.int64).cumsum(1).cumsum(2), (1, 0, 1, 0))
+        head = self._table_of(at.head)
+        count = sums[head, bottom, right] - sums[head, top, right] - sums[head, bottom, left] + sums[head, top, left]
+        return kinds_of(count > 0, count == (bottom - top) * (right - left))
+
+    def _block(self, index: Tensor) -> Tensor:
+        return index.div(self.size, rounding_mode="floor")
+
+    def _table_of(self, head: Tensor) -> Tensor:
+        return head if self.head_count is not None else torch.zeros_like(head)

@@ -490,7 +490,7 @@ def test_states_of_others_are_refused(make):
             module(text(1), state=stranger)
     with pytest.raises(regard.ShapeError, match=r"state: expected .*float32.* got .*float64.* create one anew\."):
         module(text(1), state=module.create_state(3, dtype=torch.float64))
-    with pytest.raises(regard.ArgumentError, match=r"rows: expected numbers from 0 to 2, got \[3\]"):
+    with pytest.raises(regard.ArgumentError, match=r"rows: expected whole numbers from 0 to 2, got \[3\]"):
         module.create_state(3).reset([3])
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import regard
 from regard.masks import Causal, Padding, SlidingWindow
-from regard.nn import MultiHeadAttention
+from regard.nn import EncoderBlock, MultiHeadAttention
 from regard.positions import ALiBi, RoPE, Shaw, T5Bias
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -157,6 +157,15 @@ def test_weights_apart_load_into_one_and_back():
 def test_keys_of_no_token_are_refused(option, name):
     with pytest.raises(regard.UnsupportedError, match=f"{name}.*a key that belongs to no token"):
         MultiHeadAttention.from_torch(of_torch(**{option: True}))
+
+
+def test_from_torch_leaves_none_of_the_weights_out():
+    theirs = torch.nn.MultiheadAttention(8, 2)
+    with pytest.raises(regard.ArgumentError, match=r"no place for its in_proj_bias, out_proj\.bias\. Leave out bias"):
+        MultiHeadAttention.from_torch(theirs, bias=False)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16)
+    with pytest.raises(regard.ArgumentError, match="no place for its"):
+        EncoderBlock.from_torch(layer, bias=False)
 
 
 def test_bias_k_in_a_state_dict_is_refused():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import regard
-from regard.masks import Padding
-from regard.nn import MultiHeadAttention
+from regard.masks import Blocks, Dilated, GlobalTokens, Padding, PrefixLM, SlidingWindow
+from regard.nn import LinearAttention, MemoryAttention, MultiHeadAttention
 from regard.positions import ALiBi, DynamicNTKScaling, RoPE, Shaw, T5Bias, TransformerXL
 from tests.nn.test_multihead import CLOSE, drawn, same_with_gradients
 
@@ -136,7 +136,7 @@ def test_rows_are_reordered_for_beams(name):
         new = drawn(len(rows), 3, 24, seed=9)
         expected = module(torch.cat([x[list(rows), :6], new], 1))[:, 6:]
         torch.testing.assert_close(in_steps(module, new, cache, (1, 2)), expected, **CLOSE)
-    with pytest.raises(regard.ArgumentError, match="rows: expected numbers from 0 to 3, got"):
+    with pytest.raises(regard.ArgumentError, match="rows: expected whole numbers from 0 to 3, got"):
         cache.reorder([4])
 
 
@@ -182,6 +182,85 @@ def test_a_cache_is_cropped_saved_and_restored():
     empty.load_state_dict(module.make_cache(2, 3).state_dict())
     with pytest.raises(regard.ArgumentError, match="a cache that has read none"):
         _ = empty.keys
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "mask",
+    [
+        SlidingWindow(2, 0),
+        Dilated(2, 2, 0),
+        Blocks(4),
+        PrefixLM(2) & SlidingWindow(3),
+        GlobalTokens(1) | SlidingWindow(2),
+        ~SlidingWindow(1),
+        SlidingWindow(2, 0, align="bottom_right"),
+    ],
+    ids=repr,
+)
+def test_a_mask_over_the_text_is_the_same_over_a_cache(mask):
+    module, x = cached_module("rope"), drawn(2, 9, 24)
+    cache, found = module.make_cache(2, 9), []
+    for first, last in ((0, 4), (4, 5), (5, 8), (8, 9)):
+        found.append(module(x[:, first:last], cache=cache, mask=mask))
+    torch.testing.assert_close(torch.cat(found, 1), module(x, mask=mask), **CLOSE)
+
+
+def test_training_goes_on_after_a_reset():
+    """The graph of what was forgotten must be gone: its backward has run."""
+    module, x = cached_module("plain"), drawn(2, 6, 24)
+    for forget in (lambda cache: cache.reset(), lambda cache: cache.crop(0)):
+        cache = module.make_cache(2, 6)
+        for _ in range(2):
+            module.zero_grad()
+            in_steps(module, x, cache, (4, 2)).square().sum().backward()
+            forget(cache)
+        found = [weight.grad for weight in module.parameters()]
+        module.zero_grad()
+        module(x).square().sum().backward()
+        for ours, expected in zip(found, module.parameters(), strict=True):
+            torch.testing.assert_close(ours, expected.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "learned"),
+    [
+        ({"position": lambda: T5Bias(4, bidirectional=False)}, "position"),
+        ({"sink": True}, "sink"),
+        ({"qk_norm": "rms"}, "query_norm"),
+    ],
+)
+def test_frozen_keys_are_not_overwritten_while_others_learn(options, learned):
+    """The keys need no gradient, but the graph of an earlier step still reads them."""
+    options = {name: each() if callable(each) else each for name, each in options.items()}
+    module, x = MultiHeadAttention(24, 4, causal=True, **options), drawn(2, 6, 24)
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name.startswith(learned))
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    expected = torch.autograd.grad(module(x).square().sum(), trained)
+    cache = module.make_cache(2, 8)
+    begun = in_steps(module, x, cache, (2, 1))
+    cache.reorder([1, 0])
+    output = torch.cat([begun, in_steps(module, x.flip(0)[:, 3:], cache, (1, 2)).flip(0)], 1)
+    for found, wanted in zip(torch.autograd.grad(output.square().sum(), trained), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+STATES = {
+    "keys and values": lambda: MultiHeadAttention(8, 2, causal=True).make_cache(2, 4),
+    "memory": lambda: MemoryAttention(8, 2).create_state(2),
+    "sums": lambda: LinearAttention(8, 2, causal=True).make_state(2),
+}
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([False, True]), [False, True], torch.tensor([0.0, 1.0])], ids=str)
+@pytest.mark.parametrize("state", STATES)
+def test_F60_flags_are_no_row_numbers(state, rows):
+    """Read as numbers, [False, True] is rows 0 and 1: a dialogue would forget that nobody asked to."""
+    state = STATES[state]()
+    for change in (state.reset, state.reorder):
+        with pytest.raises(regard.ArgumentError, match=r"rows: expected whole numbers from 0 to 1, got .*nonzero"):
+            change(rows)
 
 
 def test_detach_cuts_the_graph():

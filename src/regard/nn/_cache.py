@@ -146,6 +146,13 @@ class KeyValueCache:
         if self.grows:
             self.length = length
             self._first = [min(first, length) for first in self._first]
+            if length == 0:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Of tensors in a graph: joined to new tokens, even none of theirs would lead the next backward into it."""
+        if self._keys is not None and self._values is not None and (self._keys.grad_fn or self._values.grad_fn):
+            self._keys = self._values = None
 
     def detach(self) -> None:
         """Cut the graph: gradients of later steps stop at what has been read so far."""
@@ -155,10 +162,12 @@ class KeyValueCache:
     def reset(self, rows: Rows | None = None) -> None:
         """These samples forget everything they have read; all of them when `rows` is None.
 
-        A context is forgotten too: rows of a sample without context attend to nothing and get 0.
+        A context is forgotten too: rows of a sample without context attend to nothing and get 0. With `rows`, the
+        graph of what the others have read stays; `detach()` cuts it.
         """
         if rows is None and self.grows:
             self.length, self._first = 0, [0] * self.batch
+            self._let_go()
             return
         for row in range(self.batch) if rows is None else row_numbers(rows, self.batch):
             self._first[row] = self.length
@@ -266,16 +275,18 @@ class CacheStack:
 
 
 def row_numbers(rows: Rows, batch: int) -> list[int]:
-    """`rows` as a list of numbers from 0 to batch - 1, or ArgumentError."""
-    listed = cast("list[int]", rows.tolist()) if isinstance(rows, Tensor) else [int(row) for row in rows]  # pyright: ignore[reportUnknownMemberType] - torch's
-    if any(not 0 <= row < batch for row in listed):
+    """`rows` as a list of whole numbers from 0 to batch - 1, or ArgumentError."""
+    # Flags are no numbers: of [False, True] they would be rows 0 and 1, and the wrong dialogue would forget.
+    listed = cast("list[object]", rows.flatten().tolist() if isinstance(rows, Tensor) else list(rows))  # pyright: ignore[reportUnknownMemberType] - torch's
+    numbers = [row for row in listed if isinstance(row, int) and not isinstance(row, bool)]
+    if len(numbers) != len(listed) or any(not 0 <= row < batch for row in numbers):
         raise ArgumentError(
             "rows",
-            expected=f"numbers from 0 to {batch - 1}",
+            expected=f"whole numbers from 0 to {batch - 1}",
             got=str(listed),
-            do="They count the samples of the cache.",
+            do="They count the samples from 0; flags.nonzero().flatten() numbers those that are True.",
         )
-    return listed
+    return numbers
 
 
 def _seen(name: str, stored: Tensor | None, length: int) -> Tensor:
@@ -286,7 +297,8 @@ def _seen(name: str, stored: Tensor | None, length: int) -> Tensor:
 
 def _appended(stored: Tensor | None, length: int, new: Tensor, most_tokens: int) -> Tensor:
     """What was stored with `new` after its first `length` tokens."""
-    if torch.is_grad_enabled() and (new.requires_grad or (stored is not None and stored.requires_grad)):
+    # Keys may be frozen, and the graph still hold them: for the gradient of a query, a sink or a position.
+    if torch.is_grad_enabled():
         return new if stored is None else torch.cat([stored[:, :, :length], new], 2)
     if stored is None or not _may_be_written(stored, most_tokens):
         before, stored = stored, new.new_empty((*new.shape[:2], most_tokens, new.shape[3]))
@@ -306,7 +318,8 @@ def _reordered(stored: Tensor | None, length: int, rows: list[int]) -> Tensor | 
     if stored is None:
         return None
     chosen = stored[:, :, :length].index_select(0, torch.tensor(rows, dtype=torch.int64, device=stored.device))
-    if len(rows) != stored.shape[0] or stored.requires_grad or not _may_be_written(stored, stored.shape[2]):
+    fits = len(rows) == stored.shape[0] and _may_be_written(stored, stored.shape[2])
+    if torch.is_grad_enabled() or not fits:
         return chosen
     stored[:, :, :length] = chosen
     return stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
@@ -89,6 +90,20 @@ def joined(first: Mask | None, second: Mask | Tensor | None, states: States) -> 
 def turns_once(position: Position) -> bool:
     """Is it a rotation that is the same however long the text becomes? Then keys are stored already turned."""
     return type(position) is RoPE and not (position.scaling is not None and position.scaling.depends_on_length)
+
+
+def mask_at_the_end(mask: Mask | Tensor | None) -> Mask | Tensor | None:
+    """The mask with the queries as the last tokens, where nothing was said of how the two stand."""
+    if not isinstance(mask, Mask):
+        return mask
+    placed = copy.copy(mask)
+    for field in fields(mask) if is_dataclass(mask) else ():
+        part = getattr(mask, field.name)
+        if isinstance(part, Mask):  # of a mask that was joined or turned round
+            object.__setattr__(placed, field.name, mask_at_the_end(part))
+        elif field.name == "align" and part is None:
+            object.__setattr__(placed, field.name, "bottom_right")
+    return placed
 
 
 def at_the_end(position: Position | None) -> Position | None:

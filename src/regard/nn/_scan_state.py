@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard._errors import ArgumentError, ShapeError
+from regard._errors import ShapeError
 from regard._shapes import shape_of
+from regard.nn._cache import Rows, row_numbers
 
 
 class ScanState:
@@ -35,7 +36,7 @@ class ScanState:
         """Cut the graph of what was read: truncated backpropagation through time."""
         self.tensors = {name: tensor.detach() for name, tensor in self.tensors.items()}
 
-    def reset(self, rows: Sequence[int] | Tensor | None = None) -> None:
+    def reset(self, rows: Rows | None = None) -> None:
         """Forget what these samples have read; without `rows`, what all of them have.
 
         Raises:
@@ -44,7 +45,7 @@ class ScanState:
         chosen = self._rows(range(self.batch) if rows is None else rows)
         self.tensors = {name: tensor.index_fill(0, chosen, 0) for name, tensor in self.tensors.items()}
 
-    def reorder(self, rows: Sequence[int] | Tensor) -> None:
+    def reorder(self, rows: Rows) -> None:
         """Sample i goes on from what sample rows[i] has read, as beams do; the batch becomes len(rows).
 
         Raises:
@@ -71,17 +72,9 @@ class ScanState:
             for name, tensor in self.tensors.items()
         }
 
-    def _rows(self, rows: Sequence[int] | Tensor) -> Tensor:
+    def _rows(self, rows: Rows) -> Tensor:
         device = next(iter(self.tensors.values())).device
-        chosen = torch.as_tensor(list(rows) if not isinstance(rows, Tensor) else rows, dtype=torch.int64, device=device)
-        if chosen.numel() and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.batch:
-            raise ArgumentError(
-                "rows",
-                expected=f"samples from 0 to {self.batch - 1}",
-                got=f"samples from {int(chosen.min())} to {int(chosen.max())}",
-                do="Count from 0.",
-            )
-        return chosen
+        return torch.tensor(row_numbers(rows, self.batch), dtype=torch.int64, device=device)
 
 
 def check_state(state: ScanState, batch: int, own: ScanState) -> ScanState:

@@ -9,12 +9,13 @@ torch can learn one more key and value for every text (`add_bias_kv`: bias_k, bi
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from regard._errors import UnsupportedError
+from regard._errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from regard.nn.multihead import MultiHeadAttention
@@ -82,6 +83,22 @@ def as_torch(module: MultiHeadAttention, *, batch_first: bool) -> nn.MultiheadAt
     )
     made.load_state_dict(module.state_dict())
     return made.train(module.training)
+
+
+def load_all(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load weights of torch's module, all of them; the module may have more, which stay as they begin.
+
+    Raises:
+        ArgumentError: there is no place for some of them.
+    """
+    left_over = module.load_state_dict(state, strict=False).unexpected_keys
+    if left_over:
+        raise ArgumentError(
+            "options",
+            expected="those that torch's module does not have",
+            got=f"some that leave no place for its {', '.join(left_over)}",
+            do="Leave out bias, kdim, vdim and the like: they are taken from torch's module.",
+        )
 
 
 def state_for(module: MultiHeadAttention, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from regard._errors import UnsupportedError
-from regard.nn._torch_multihead import options_of
+from regard.nn._torch_multihead import load_all, options_of
 
 if TYPE_CHECKING:
     from regard.nn.transformer import DecoderBlock, EncoderBlock
@@ -85,4 +85,4 @@ def copy_stack(stack: Any, made: Any, copy_block: Callable[[Any, Any], object]) 
 
 def _copy(*pairs: tuple[nn.Module, nn.Module]) -> None:
     for theirs, ours in pairs:
-        ours.load_state_dict(theirs.state_dict(), strict=False)  # options that torch has not bring weights of their own
+        load_all(ours, theirs.state_dict())

@@ -37,12 +37,13 @@ from regard.nn._multihead_parts import (
     at_the_end,
     checked_position,
     joined,
+    mask_at_the_end,
     norm_of,
     require_groups,
     split_heads,
     turns_once,
 )
-from regard.nn._torch_multihead import as_torch, options_of, required_of_torch, state_for
+from regard.nn._torch_multihead import as_torch, load_all, options_of, required_of_torch, state_for
 from regard.nn.tensor_cores import pad_to_multiple
 from regard.positions import Position
 
@@ -178,7 +179,8 @@ class MultiHeadAttention(nn.Module):
             key: (batch, kv_len, kdim), what is attended to; the query itself when left out.
             value: (batch, kv_len, vdim); the key when left out.
             mask: which pairs may attend, as in `regard.attention`; `causal` intersects it. With a cache its keys are
-                all tokens that have been read, those of this call included.
+                all tokens that have been read, those of this call included, and the queries are the last of them: a
+                mask that was given no `align` is read so.
             bias: added to the scores, as in `regard.attention`.
             cache: of `make_cache`: the tokens of this call are read into it and attend to all that it holds. Or of
                 `cache_context`: they attend to the context. Then `key` and `value` are left out.
@@ -312,7 +314,7 @@ class MultiHeadAttention(nn.Module):
         kept = cache.mask()
         if self.causal and query.shape[1] > 1:  # a single last token sees all that there is
             kept = joined(Causal("bottom_right"), kept, states)
-        return self._attend(states, joined(kept, mask, states), bias, position)
+        return self._attend(states, joined(kept, mask_at_the_end(mask), states), bias, position)
 
     def _read(self, query: Tensor, cache: KeyValueCache) -> tuple[States, Position | None]:
         """Put the new tokens into the cache; the states to attend with, and what is left of the position."""
@@ -336,9 +338,10 @@ class MultiHeadAttention(nn.Module):
 
         Raises:
             UnsupportedError: torch's module was made with add_bias_kv or add_zero_attn.
+            ArgumentError: options that leave no place for some of torch's weights, such as bias=False.
         """
         made = cls(**{**options_of(module), **options})
-        made.load_state_dict(module.state_dict(), strict=False)  # positions and norms of `options` are new
+        load_all(made, module.state_dict())
         return made.train(module.training)
 
     def to_torch(self, *, batch_first: bool = True) -> nn.MultiheadAttention:

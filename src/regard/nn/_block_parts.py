@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from regard._errors import ArgumentError
 from regard.nn._multihead_parts import Norm
 from regard.nn.feed_forward import Activation, FeedForward
 from regard.positions import Position
@@ -21,15 +22,17 @@ class BlockOptions(TypedDict, total=False):
 
     dim_feedforward: hidden width of the feed-forward network, 4 * embed_dim unless given.
     activation: "relu", "gelu" or "swiglu".
-    norm_first: LayerNorm before what it wraps (True unless given) or after the sum.
-    layer_norm_eps: added to the variance.
+    norm: "layer" for LayerNorm (unless given), or "rms" for RMSNorm, which T5 and Llama have.
+    norm_first: the norm before what it wraps (True unless given) or after the sum.
+    layer_norm_eps: added to the variance, or to the mean square.
     dropout_p: chance of dropping attention weights, hidden numbers, and what a residual connection adds.
-    bias: have additive vectors in projections and norms.
+    bias: have additive vectors in projections and norms (RMSNorm has none).
     The rest is as in `MultiHeadAttention`.
     """
 
     dim_feedforward: int | None
     activation: Activation
+    norm: Norm
     norm_first: bool
     layer_norm_eps: float
     dropout_p: float
@@ -46,11 +49,11 @@ class BlockOptions(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-_OF_BLOCK = ("dim_feedforward", "activation", "norm_first", "layer_norm_eps")
+_OF_BLOCK = ("dim_feedforward", "activation", "norm", "norm_first", "layer_norm_eps")
 
 
 class Residual(nn.Module):
-    """A residual connection with its LayerNorm: x + f(norm(x)), or norm(x + f(x)) with norm_first=False."""
+    """A residual connection with its norm: x + f(norm(x)), or norm(x + f(x)) with norm_first=False."""
 
     def __init__(self, embed_dim: int, options: BlockOptions) -> None:
         super().__init__()
@@ -84,14 +87,14 @@ def feed_forward(embed_dim: int, options: BlockOptions) -> FeedForward:
     )
 
 
-def norm(embed_dim: int, options: BlockOptions) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        embed_dim,
-        eps=options.get("layer_norm_eps", 1e-5),
-        bias=options.get("bias", True),
-        device=options.get("device"),
-        dtype=options.get("dtype"),
-    )
+def norm(embed_dim: int, options: BlockOptions) -> nn.Module:
+    kind, eps = options.get("norm", "layer"), options.get("layer_norm_eps", 1e-5)
+    made: dict[str, Any] = {"device": options.get("device"), "dtype": options.get("dtype")}
+    if kind == "rms":
+        return nn.RMSNorm(embed_dim, eps=eps, **made)
+    if kind != "layer":
+        raise ArgumentError("norm", expected="'layer' or 'rms'", got=repr(kind), do="Name one of these.")
+    return nn.LayerNorm(embed_dim, eps=eps, bias=options.get("bias", True), **made)
 
 
 def final_norm(embed_dim: int, options: BlockOptions) -> nn.Module:

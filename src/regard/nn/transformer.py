@@ -40,7 +40,10 @@ from regard.positions import Position
 
 
 class EncoderBlock(nn.Module):
-    """Self-attention and feed-forward, each with a residual connection and a LayerNorm.
+    """Self-attention and feed-forward, each with a residual connection and a norm.
+
+    T5's layers are made with norm="rms", bias=False, scale=1.0 and a `T5Bias`; Llama's with norm="rms", bias=False,
+    activation="swiglu", causal=True, kv_heads and a `RoPE`.
 
     Args:
         embed_dim, num_heads: as in `MultiHeadAttention`.

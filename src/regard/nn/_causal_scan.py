@@ -25,6 +25,7 @@ from torch import Tensor
 from torch import library as operator_library
 
 from regard._errors import UnsupportedError
+from regard.nn._forward_mode import refuse_tangents
 from regard.nn._precision import in_full_precision, working_dtype
 
 CHUNK = 64
@@ -81,6 +82,7 @@ def causal_scan(
         (batch, heads, length, value_dim) in the dtype of the value, 0 where the weights are all 0; and the sums
         after the last token.
     """
+    refuse_tangents("causal_scan", query, key, value, log_weight)
     width = query.shape[3] if projection is None else projection.shape[0] * (1 + opposites)
     before = empty_sums(query, value, width) if before is None else before
     output, _, *after = torch.ops.regard.causal_scan(

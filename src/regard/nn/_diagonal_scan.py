@@ -29,6 +29,7 @@ from torch import Tensor
 from torch import library as operator_library
 
 from regard._errors import UnsupportedError
+from regard.nn._forward_mode import refuse_tangents
 
 _GROUP_NUMBERS = 2**18  # of one table or of the inputs of one group of channels: about what fits a core's cache
 _FEWEST_CHANNELS = 16  # a line of cache in float32
@@ -349,4 +350,5 @@ _library.register_autograd("regard::diagonal_scan_backward", refuse_twice)
 
 def diagonal_scan(problem: Problem) -> Scanned:
     """The operator: differentiable, and opaque to torch.compile."""
+    refuse_tangents("the scan of a state space", *problem[:4])
     return Scanned(*torch.ops.regard.diagonal_scan(*problem))

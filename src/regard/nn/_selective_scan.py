@@ -24,6 +24,7 @@ from torch import Tensor
 from torch import library as operator_library
 
 from regard.nn._diagonal_scan import refuse_twice
+from regard.nn._forward_mode import refuse_tangents
 
 _CHUNK = 32  # tokens
 _BLOCK_NUMBERS = 2**15  # numbers of state of one block
@@ -252,4 +253,5 @@ _library.register_autograd("regard::selective_scan_backward", refuse_twice)
 
 def selective_scan(problem: Problem) -> Scanned:
     """The operator: differentiable, and opaque to torch.compile."""
+    refuse_tangents("the scan of a state space", *problem)
     return Scanned(*torch.ops.regard.selective_scan(*problem))

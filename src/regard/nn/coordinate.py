@@ -80,4 +80,6 @@ class CoordinateAttention(nn.Module):
         features = self.activation(self.bn1(self.conv1(along)))
         of_row = self.gate(self.conv_h(features[:, :, :height]))
         of_column = self.gate(self.conv_w(features[:, :, height:].transpose(2, 3)))
-        return image * of_row * of_column
+        gated = image * of_row
+        # Where nothing is recorded the product is nobody else's: the second goes into it, and no new pages are asked.
+        return gated * of_column if gated.requires_grad else gated.mul_(of_column)

@@ -92,8 +92,12 @@ class GlobalContext(nn.Module):
         if self.conv_attn is None:
             return mean(image, PIXELS).flatten(1)
         places = image.flatten(2)  # (batch, channels, n)
-        scores = self.conv_attn(places.transpose(1, 2))  # (batch, n, 1)
-        return (places @ scores.softmax(dim=1)).squeeze(2)
+        # One row on the left, and each image for itself: any other way torch copies the image or reads it slowly.
+        weight = self.conv_attn.weight.flatten(1).expand(len(places), 1, -1)
+        scores = torch.bmm(weight, places)  # (batch, 1, n)
+        if self.conv_attn.bias is not None:
+            scores = scores + self.conv_attn.bias
+        return torch.bmm(scores.softmax(dim=2), places.transpose(1, 2)).squeeze(1)
 
 
 def _mlp(channels: int, hidden: int, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Sequential:

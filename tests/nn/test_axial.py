@@ -224,13 +224,37 @@ def test_any_memory_format(name):
     assert module(x).stride(1) == 1
 
 
-def test_what_is_not_real_has_no_influence():
+@pytest.mark.parametrize("held", [1e3, torch.nan, torch.inf], ids=str)
+def test_what_is_not_real_has_no_influence(held):
     for make, _ in KINDS.values():
         module, x = drawn(make(2), (2, 6, 5, 8))
         real = holes((5, 8))
-        changed = torch.where(real[:, None], x, 1e3 * torch.randn_like(x))
-        before, after = (module(image, mask=real) * real[:, None] for image in (x, changed))
+        changed = torch.where(real[:, None], x, held * torch.randn_like(x))
+        before, after = (module(image, mask=real).masked_fill(~real[:, None], 0.0) for image in (x, changed))
         torch.testing.assert_close(after, before)
+
+
+def test_masks_are_made_where_the_tokens_are():
+    """On a device without numbers, which a mask on the CPU does not fit."""
+    module = NeighborhoodAttention(6, 2, radius=1).to("meta")
+    image = torch.empty(2, 6, 5, 8, device="meta")
+    assert module(image).shape == image.shape
+    real = torch.ones(2, 5, 8, dtype=torch.bool, device="meta")
+    assert module(image, mask=real).shape == image.shape
+
+
+@pytest.mark.parametrize("kind", [MaxViTBlockAttention, MaxViTGridAttention])
+def test_a_compiled_module_takes_another_size(kind):
+    """The second one is where torch.compile begins to hold sizes open, and a part's size must not be."""
+    torch._dynamo.reset()
+    module, small, large = drawn(kind(6, 2, relative_bias=True, **{_part(kind): 3}), (2, 6, 5, 6), (2, 6, 8, 7))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for x in (small, large):
+        torch.testing.assert_close(compiled(x), module(x))
+
+
+def _part(kind):
+    return "window" if kind is MaxViTBlockAttention else "grid"
 
 
 # ----------------------------------------------------------------------------------------------- refusals

@@ -111,6 +111,7 @@ def test_an_image_without_pixels_is_refused():
         (lambda: SelectiveKernel(8, kernel_sizes=(3,)), "kernel_sizes: expected two or more sizes from 3, got"),
         (lambda: SelectiveKernel(9, split=True), "channels: expected a multiple of the 2 paths, got 9"),
         (lambda: SelectiveKernel(8, groups=3), "groups: expected a divisor of the 8 channels"),
+        (lambda: EfficientChannel(2, kernel_size=7, circular=True), "kernel_size: expected at most 5, once around 2"),
     ],
 )
 def test_what_cannot_be_is_refused(make, told):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import regard
-from regard.nn import AttentionConfig, DropoutSchedule, EncoderBlock, MultiHeadAttention
+from regard.nn import AttentionConfig, DropoutSchedule, EncoderBlock, MultiHeadAttention, StridedAttention
 from tests.nn.cases import told
 
 # ------------------------------------------------------------------------------------------------- config
@@ -160,6 +160,12 @@ def test_the_rate_is_what_drops():
     assert math.isclose(float((made(ones) == 0).float().mean()), 0.8, abs_tol=0.02)
     schedule.step()
     assert math.isclose(float((made(ones) == 0).float().mean()), 0.2, abs_tol=0.02)
+
+
+def test_a_rate_that_is_a_whole_number_follows():
+    module = StridedAttention(8, 2, dropout_p=0)
+    DropoutSchedule(module, 0.3, 0.1, steps=2)
+    assert module.dropout_p == 0.3
 
 
 def test_only_some_follow():

@@ -206,6 +206,20 @@ def test_padding_between_tokens_forgets_nothing():
     assert_alike([found[:, real[0]]], [module(x[:, real[0]])])
 
 
+@pytest.mark.parametrize("rows", [512, 3])
+@pytest.mark.parametrize("held", [torch.nan, torch.inf, 1e30], ids=str)
+def test_what_stands_in_the_padding_is_in_no_sum(rows, held):
+    """Sums run over the text: what is padded on the left is before all of it, and in a block beside some of it."""
+    module = seeded(lambda: ForgettingAttention(WIDTH, 3))
+    module.ROWS = rows
+    x = drawn(2, 11, WIDTH)
+    for side, real in (("left", slice(5, None)), ("right", slice(6))):
+        changed = torch.full_like(x, held)
+        changed[:, real] = x[:, real]
+        found = module(changed, mask=Padding([6, 6], side=side))[:, real]
+        assert_alike([found], [module(x[:, real])])
+
+
 def test_a_long_text_loses_no_digits():
     """c falls to about -4000 here, where neighbours in float32 are 0.0002 apart."""
     module = seeded(lambda: ForgettingAttention(4, 1, forget_bias=-0.5))

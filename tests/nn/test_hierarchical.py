@@ -266,3 +266,15 @@ def test_what_is_refused():
         HierarchicalAttention(WIDTH, form="transformer", gru=True)
     with pytest.raises(regard.ArgumentError, match=r"positions: expected form='transformer' and 3 of them, .* and 1\."):
         HierarchicalAttention(WIDTH, form="transformer", positions=[None])
+
+
+@pytest.mark.parametrize("form", ["han", "transformer"])
+def test_a_compiled_module_takes_another_length(form):
+    """The second one is where torch.compile begins to hold lengths open."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    module = HierarchicalAttention(8, 2, form=form).eval()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for length in (7, 9):
+        x = torch.randn(2, length, 8)
+        torch.testing.assert_close(compiled(x).documents, module(x).documents)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -146,6 +148,96 @@ def test_compiles_without_a_graph_break(case):
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     found = case.output(compiled(*inputs, **case.options(2, 7)))
     torch.testing.assert_close(found, case.call(module, inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm, on its slow way
+@ALL
+def test_runs_under_autocast(case):
+    module, inputs = case.module(), case.inputs(2, 7)
+    expected = case.call(module, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = case.call(module, tuple(tensor.requires_grad_() for tensor in inputs))
+    found.float().sum().backward()
+    torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+@ALL
+def test_a_copy_is_a_module_of_its_own(case):
+    module, inputs = case.module(), case.inputs(2, 7)
+    expected = case.call(module, inputs)
+    copies = [copy.deepcopy(module), pickle.loads(pickle.dumps(module))]  # noqa: S301 - its own bytes
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.zero_()
+    for each in copies:
+        assert torch.equal(case.call(each, inputs), expected)
+
+
+@ALL
+def test_made_without_numbers_and_loaded(case):
+    """As large models are: on "meta", then with the weights of a checkpoint. All that is needed has to be in it."""
+    module, inputs = case.module(), case.inputs(2, 7)
+    with torch.device("meta"):
+        empty = case.make().eval()
+    empty.load_state_dict(module.state_dict(), assign=True)
+    torch.testing.assert_close(case.call(empty, inputs), case.call(module, inputs))
+
+
+@ALL
+def test_inputs_may_lie_anyhow_in_memory(case):
+    module, inputs = case.module(), case.inputs(2, 7)
+    expected = case.call(module, inputs)
+    for other in (
+        tuple(tensor.transpose(0, -1).contiguous().transpose(0, -1) for tensor in inputs),
+        tuple(torch.stack([tensor, 7 * tensor], -1)[..., 0] for tensor in inputs),
+    ):
+        torch.testing.assert_close(case.call(module, other), expected, rtol=1e-5, atol=1e-5)
+
+
+@ALL
+def test_the_same_seed_is_the_same_training_step(case):
+    module, inputs = case.module().train(), case.inputs(2, 7)
+    found = []
+    for each in (module, copy.deepcopy(module)):
+        torch.manual_seed(5)
+        found.append(case.call(each, inputs))
+    assert torch.equal(*found)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.func.jvp itself loads
+@ALL
+def test_forward_mode_is_right_or_refused(case):
+    """A derivative that is silently 0 is the worst answer. What is remembered of an earlier segment has none."""
+    if "segments" in case.name:
+        pytest.skip("no gradient reaches what is remembered, and a difference of two outputs would see it")
+    module, inputs = case.module().double(), tuple(tensor.double() for tensor in case.inputs(2, 7))
+    generator = torch.Generator().manual_seed(8)
+    tangents = tuple(torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in inputs)
+    step = 1e-4
+
+    def moved(by):
+        return case.call(module, tuple(t + by * tangent for t, tangent in zip(inputs, tangents, strict=True)))
+
+    try:
+        _, found = torch.func.jvp(lambda *given: case.call(module, given), inputs, tangents)
+    except (NotImplementedError, RuntimeError, ValueError) as refusal:
+        assert "forward" in str(refusal).lower() or "functorch" in str(refusal)  # noqa: PT017
+        return
+    torch.testing.assert_close(found, (moved(step) - moved(-step)) / (2 * step), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("held", [torch.nan, torch.inf, 1e30], ids=str)
+@pytest.mark.parametrize("case", PADDED.values(), ids=PADDED)
+def test_padded_tokens_may_hold_anything(case, held):
+    module, lengths = case.module(), [7, 4, 1]
+    (first, *rest) = case.inputs(3, 7)
+    changed = first.clone()
+    for sample, length in enumerate(lengths):
+        changed[sample, length:] = held
+    before = case.call(module, (first, *rest), **case.with_padding(lengths))
+    after = case.call(module, (changed, *rest), **case.with_padding(lengths))
+    for sample, length in enumerate(lengths):
+        torch.testing.assert_close(after[sample, :length], before[sample, :length], rtol=1e-5, atol=1e-5)
 
 
 @ALL

@@ -190,3 +190,11 @@ def test_cbam_leaves_the_image_it_was_given_alone():
 def test_what_cannot_be_is_refused(make, told):
     with pytest.raises(ArgumentError, match=told):
         make()
+
+
+@pytest.mark.parametrize("make", [lambda: CBAM(8), lambda: HaloAttention(8, 2, block_size=2, halo_size=1)])
+def test_a_map_over_samples_is_the_batch(make):
+    torch.manual_seed(0)
+    module, image = make().eval(), torch.randn(3, 8, 5, 6)
+    found = torch.vmap(lambda one: module(one[None])[0])(image)
+    torch.testing.assert_close(found, module(image), rtol=1e-5, atol=1e-5)

@@ -105,7 +105,7 @@ class Groups:
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.counts = tuple(counts)
-        self.total, self.longest = sum(self.counts), max(self.counts, default=0)
+        self.total, self.longest = sum(self.counts), max(self.counts) if self.counts else 0
         self.even = len(set(self.counts)) == 1
 
     def __len__(self) -> int:
@@ -223,7 +223,7 @@ def tokens_of(x: Tensor, structure: Ragged) -> Tensor:
             )
         return x
     documents, length = x.shape[0], x.shape[1]
-    longest = max(lengths, default=0)
+    longest = max(lengths) if lengths else 0  # torch.compile has no max(default=)
     if documents != structure.documents or longest > length:
         raise ShapeError(
             "x",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regard._errors import ArgumentError
 from regard.nn._arguments import require_positive
 from regard.nn._card import Card
 from regard.nn._gating import (
@@ -185,6 +186,13 @@ class EfficientChannel(nn.Module):
         require_positive(channels=channels)
         width = _eca_width(channels) if kernel_size is None else kernel_size
         require_odd(kernel_size=width)
+        if circular and width > 2 * channels + 1:
+            raise ArgumentError(
+                "kernel_size",
+                expected=f"at most {2 * channels + 1}, once around {channels} channels on either side",
+                got=str(width),
+                do="Take a smaller kernel_size, or circular=False.",
+            )
         self.channels = channels
         self.circular = circular
         self.gate = gate_named(gate)

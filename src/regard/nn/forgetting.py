@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from regard._attention import attention
 from regard._errors import UnsupportedError
-from regard.masks import Causal, Keys, Mask
+from regard.masks import Causal, Keys, Mask, Padding
 from regard.nn._arguments import check_tokens
 from regard.nn._card import Card
 from regard.nn._mask_rows import Rows
@@ -130,9 +130,12 @@ class ForgettingAttention(nn.Module):
     def _faded(logits: Tensor, mask: Mask | None) -> Tensor:
         """c of each token, float64 (batch, heads, length)."""
         kept = functional.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        length = logits.shape[1]
+        place = torch.arange(length, device=logits.device)
         for part in () if mask is None else mask.conjuncts:
-            if isinstance(part, Keys):  # padding between two tokens; what Padding takes out is at an end
-                kept = torch.where(part.real.to(kept.device).unsqueeze(2), kept, 0.0)
+            if isinstance(part, Padding | Keys):  # whatever stands there, NaN too, is in no sum
+                real = part.tile(place[:1], place, length, length)[:, 0, 0]
+                kept = torch.where(real.unsqueeze(2), kept, 0.0)
         return kept.to(torch.float64).cumsum(1).transpose(1, 2)
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, faded: Tensor, mask: Mask) -> Tensor:

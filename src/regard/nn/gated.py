@@ -121,7 +121,7 @@ class GatedAttention(nn.Module):
             check_tokens("context", context, self.embed_dim)
         found = self._attended(x, context, mask)
         gate = self._gate_of(x, found)
-        mixed = torch.lerp(found, x, gate)
+        mixed = torch.lerp(found.to(x.dtype), x, gate.to(x.dtype))  # which autocast makes of another dtype than x
         return (mixed, gate) if return_gate else mixed
 
     def _attended(self, x: Tensor, context: Tensor | None, mask: Mask | Tensor | None) -> Tensor:

@@ -125,7 +125,8 @@ class HaloAttention(nn.Module):
 
     def _windows(self, maps: Tensor) -> Tensor:
         """(batch, heads * dim, H + 2 halo, W + 2 halo) to (batch * blocks, heads, window^2, dim)."""
-        maps = maps.contiguous(memory_format=torch.channels_last)  # what is copied below is then in runs of channels
+        # Channels last: what is copied below is then in runs of them. (vmap has no `contiguous` of that format.)
+        maps = maps.movedim(1, -1).contiguous().movedim(-1, 1)
         windows = maps.unfold(2, self.window, self.block_size).unfold(3, self.window, self.block_size)
         rows, columns = windows.shape[2:4]
         dim = self.key_dim + self.value_dim

@@ -57,8 +57,6 @@ class _Parts(GridMixer):
             differences = product(tuple(2 * count - 1 for count in counts))
             table = torch.empty(num_heads, differences, device=options.get("device"), dtype=options.get("dtype"))
             self.relative_bias = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
-        self.register_buffer("difference", _differences(counts).to(options.get("device")), persistent=False)
-        self.difference: Tensor
 
     def _splits(self, padded: Grid) -> list[tuple[int, int]]:
         """(outer, inner) of each axis of a grid that the counts divide."""
@@ -82,11 +80,13 @@ class _Parts(GridMixer):
         batch, *grid, channels = tokens.shape
         splits = self._splits(tuple(grid))
         parts = self._cut(tokens.reshape(batch, *itertools.chain(*splits), channels))
-        query, key, value = self.to_heads(parts.flatten(self.axes + 1, -2).flatten(0, self.axes))
+        # A view of the same size, said in numbers: of lengths that torch.compile holds open it would be a formula.
+        size = product(self.counts)
+        query, key, value = self.to_heads(parts.reshape(-1, size, channels).narrow(1, 0, size))
         allowed = None
         if real is not None:
             cut = self._cut(real.reshape(batch, *itertools.chain(*splits), 1))
-            allowed = Keys(cut.flatten(self.axes + 1).flatten(0, self.axes))
+            allowed = Keys(cut.reshape(-1, size))
         heads = attention(
             query, key, value, mask=allowed, bias=self._bias(), dropout_p=self.dropout_now, backend=self.backend
         )
@@ -96,7 +96,8 @@ class _Parts(GridMixer):
         """(1, heads, tokens, tokens) of a part."""
         if self.relative_bias is None:
             return None
-        return self.relative_bias[:, self.difference][None]
+        # No buffer: it would be lost where a model is made on "meta" and its weights are loaded.
+        return self.relative_bias[:, _differences(self.counts, self.relative_bias.device)][None]
 
     def _order(self) -> list[int]:
         """The dimensions of (batch, outer, inner, outer, inner, ..., channels) with those of a part last."""
@@ -205,11 +206,11 @@ class MaxViTGridAttention(_Parts):
         return [(count, size // count) for size, count in zip(padded, self.counts, strict=True)]
 
 
-def _differences(counts: tuple[int, ...]) -> Tensor:
+def _differences(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """int64 (tokens, tokens) of a part: which entry of the table a pair has, key - query on each axis, row by row."""
-    places = torch.cartesian_prod(*(torch.arange(count) for count in counts)).reshape(-1, len(counts))
+    places = torch.cartesian_prod(*(torch.arange(count, device=device) for count in counts)).reshape(-1, len(counts))
     apart = places[None] - places[:, None]
-    entry = torch.zeros(apart.shape[:2], dtype=torch.int64)
+    entry = torch.zeros(apart.shape[:2], dtype=torch.int64, device=device)
     for axis, count in enumerate(counts):
         entry = entry * (2 * count - 1) + apart[..., axis] + count - 1
     return entry

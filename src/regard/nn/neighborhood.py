@@ -73,7 +73,7 @@ class NeighborhoodAttention(GridMixer):
         rows = _windows(query, tile, tile, tuple(0 for _ in tile))
         reach = tuple(side + 2 * radius for side, radius in zip(tile, self.radius, strict=True))
         keys, values = (_windows(part, tile, reach, self.radius) for part in (key, value))
-        allowed = self._tile_mask(tuple(grid), tile, reach, real)
+        allowed = self._tile_mask(tuple(grid), tile, reach, real, tokens.device)
         heads = self.attend(self._by_tile(rows), self._by_tile(keys), self._by_tile(values), allowed)
         # (tiles, batch * heads, tile, head_dim) back to where the tokens stand.
         found = heads.reshape(*tiles, batch, self.num_heads, *tile, self.head_dim)
@@ -89,16 +89,15 @@ class NeighborhoodAttention(GridMixer):
         apart = windows.reshape(batch, parts, window, self.num_heads, self.head_dim)
         return apart.permute(1, 0, 3, 2, 4).reshape(parts, batch * self.num_heads, window, self.head_dim)
 
-    def _tile_mask(self, grid: Grid, tile: Grid, reach: Grid, real: Tensor | None) -> Tensor:
+    def _tile_mask(self, grid: Grid, tile: Grid, reach: Grid, real: Tensor | None, device: torch.device) -> Tensor:
         """Bool (tiles, 1 or batch * heads, tokens of a tile, tokens around it)."""
-        near = _near(tile, self.radius)
-        inside = torch.ones(1, *grid, dtype=torch.bool, device=near.device) if real is None else real
+        inside = torch.ones(1, *grid, dtype=torch.bool, device=device) if real is None else real
         around = _windows(inside.unsqueeze(-1), tile, reach, self.radius)
         parts = product(tuple(around.shape[1 : self.axes + 1]))
         keys = around.reshape(inside.shape[0], parts, 1, product(reach)).transpose(0, 1)  # (tiles, batch or 1, 1, keys)
         if real is not None:
             keys = keys.repeat_interleave(self.num_heads, 1)
-        return keys & near.to(keys.device)
+        return keys & _near(tile, self.radius, device)
 
 
 _TILE = {2: 8, 3: 4}
@@ -120,11 +119,11 @@ def _windows(part: Tensor, tile: Grid, reach: Grid, before: Grid) -> Tensor:
     return padded.permute(0, *range(1, axes + 1), *range(axes + 2, 2 * axes + 2), axes + 1)
 
 
-def _near(tile: Grid, radius: Grid) -> Tensor:
+def _near(tile: Grid, radius: Grid, device: torch.device) -> Tensor:
     """Bool (tokens of a tile, tokens around it): at most `radius` away on every axis."""
-    near = torch.ones(1, 1, dtype=torch.bool)
+    near = torch.ones(1, 1, dtype=torch.bool, device=device)
     for side, reach in zip(tile, radius, strict=True):
-        query, key = torch.arange(side)[:, None], torch.arange(side + 2 * reach)
+        query, key = torch.arange(side, device=device)[:, None], torch.arange(side + 2 * reach, device=device)
         one = (key - reach - query).abs() <= reach
         near = (near[:, None, :, None] & one[None, :, None]).reshape(near.shape[0] * side, near.shape[1] * len(key))
     return near

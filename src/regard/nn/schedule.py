@@ -106,4 +106,4 @@ def _rate_name(module: nn.Module) -> str | None:
     if isinstance(module, nn.MultiheadAttention):
         return "dropout"
     of_regard = any(kind.__module__.startswith("regard.nn") for kind in type(module).__mro__)
-    return "dropout_p" if of_regard and isinstance(getattr(module, "dropout_p", None), float) else None
+    return "dropout_p" if of_regard and isinstance(getattr(module, "dropout_p", None), (int, float)) else None

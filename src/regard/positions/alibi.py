@@ -103,7 +103,9 @@ class ALiBi(Position):
 def _slopes(given: Sequence[float] | Tensor, heads: int, form: Form) -> Tensor:
     """The slopes as a new tensor: (heads,), or (2, heads) for the asymmetric form."""
     default = torch.get_default_dtype()
-    values = given.detach().clone() if isinstance(given, Tensor) else torch.tensor(given, dtype=default)
+    # On "meta" they would be no numbers: neither checked here, nor in any checkpoint that is loaded later.
+    here = None if torch.get_default_device().type != "meta" else "cpu"
+    values = given.detach().clone() if isinstance(given, Tensor) else torch.tensor(given, dtype=default, device=here)
     values = values if values.is_floating_point() else values.to(default)
     sizes = [(heads,), (2, heads)] if form == "asymmetric" else [(heads,)]
     if tuple(values.shape) not in sizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -277,3 +278,24 @@ def test_compiles_and_works_with_functional_weights():
     weights = {name: 0 * weight if name.startswith(HOLDER) else weight for name, weight in model.state_dict().items()}
     found = torch.func.functional_call(model, weights, (x,))
     close("without", found, network_without(model)(x))
+
+
+def test_each_place_has_a_gate_of_its_own_whatever_its_name():
+    """Dots become underscores in a key, and names of a dictionary's methods are taken: neither may cost a gate."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Sequential(OrderedDict(b=nn.Conv2d(3, 4, 1)))
+            self.a__b, self.keys, self.values = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+        def forward(self, image):
+            return self.values(self.keys(self.a__b(self.a(image))))
+
+    model = insert_attention(Net(), "se", after=["a.b", "a__b", "keys", "values"])
+    assert len(model.regard_attention) == 4
+    other = insert_attention(Net(), "se", after=["a.b", "a__b", "keys", "values"])
+    other.load_state_dict(model.state_dict())
+    image = torch.randn(2, 3, 5, 5)
+    assert torch.equal(other(image), model(image))
+    remove_attention(model)

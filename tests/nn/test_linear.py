@@ -202,3 +202,15 @@ def test_autocast_projects_in_half_precision_and_sums_in_float32(causal):
     assert found.dtype == torch.bfloat16
     assert gradient.isfinite().all()
     torch.testing.assert_close(found.float(), expected, rtol=5e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_features_that_have_nothing_in_common_give_0_and_finite_gradients(causal):
+    """At large inputs the softmax of a token's features is one of them, and a query may share none with any key."""
+    torch.manual_seed(0)
+    module = LinearAttention(8, 2, feature_map="softmax", causal=causal)
+    x = (1e4 * torch.randn(2, 7, 8)).requires_grad_()
+    output = module(x)
+    assert output.isfinite().all()
+    output.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, *module.parameters()))

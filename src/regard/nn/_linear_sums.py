@@ -25,7 +25,8 @@ def sums_over_all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     summed = key.mT @ value.to(key.dtype)
     total = query @ key.sum(2).unsqueeze(-1)
     smallest = torch.finfo(total.dtype).tiny
-    return (query @ summed).div(total.clamp_min(smallest)).to(value.dtype)
+    # By 1 where there is nothing to divide by: a gradient over the smallest number would be Inf, and Inf times 0 NaN.
+    return (query @ summed).div(total.where(total >= smallest, 1.0)).to(value.dtype)
 
 
 def without_padding(tensor: Tensor, real: Tensor | None) -> Tensor:

@@ -227,8 +227,12 @@ def _holder(model: nn.Module) -> _Holder | None:
 
 
 def _key(name: str) -> str:
-    """A name of a place as a key of a ModuleDict, which may hold no dots."""
-    return name.replace(".", "__")
+    """A name of a place as a key of a ModuleDict, which may hold no dots and no names of its own methods.
+
+    No two places have one key: "a__b" is not taken for "a.b".
+    """
+    key = name.replace("__", "_-_").replace(".", "__")
+    return f"{key}__" if hasattr(_Holder, key) else key
 
 
 def _places(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:

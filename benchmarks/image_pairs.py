@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.module_pairs import Line, Pair, bars
+from benchmarks.module_pairs import Line, Pair, Work, bars
 from benchmarks.module_peers import package, timm_layer
 from benchmarks.problems import Direction
 from benchmarks.sides import Side, Sizes, normal
@@ -28,7 +28,7 @@ def lines() -> list[Line]:
         Line("non-local", "NonLocal", "timm", _non_local),
         Line("halo", "HaloAttention", "timm", _halo),
     ]
-    return [*found, Line("axial", "AxialAttention", "axial-attention", _axial, bars(3, 3))]
+    return [*found, Line("axial", "AxialAttention", "axial-attention", _axial, bars(3, 3), work=_of_lines)]
 
 
 def _images(sizes: Sizes, count: int = 1) -> tuple[Tensor]:
@@ -79,6 +79,11 @@ def _non_local(sizes: Sizes, _direction: Direction) -> Pair:
 def _halo(sizes: Sizes, _direction: Direction) -> Pair:
     theirs = timm_layer("halo_attn").HaloAttn(sizes.channels, block_size=8, num_heads=sizes.heads)
     return _alike(mechanisms.HaloAttention(sizes.channels, sizes.heads, block_size=8), theirs, _images(sizes))
+
+
+def _of_lines(sizes: Sizes) -> Work:
+    n, channels = sizes.grid**2, sizes.channels
+    return Work(maps=2 * 8 * n * channels**2, attention=2 * 4 * n * sizes.grid * channels)
 
 
 def _axial(sizes: Sizes, _direction: Direction) -> Pair:

@@ -6,6 +6,7 @@ import statistics
 
 import torch
 
+from benchmarks import machine
 from benchmarks.contest import first_line
 from benchmarks.module_pairs import Line, Pair
 from benchmarks.peers import Cannot
@@ -29,15 +30,25 @@ def time_line(line: Line, direction: Direction, sizes: Sizes, plan: Plan) -> dic
     del ours, theirs
     runners = {"ours": Here([pair.ours.run(direction)]), "theirs": Here([pair.theirs.run(direction)])}
     times = interleave(runners, plan)
+    theirs_median = statistics.median(times["theirs"])
     return {
         **_facts(line, direction, pair),
         "our_seconds": statistics.median(times["ours"]),
-        "their_seconds": statistics.median(times["theirs"]),
+        "their_seconds": theirs_median,
+        "most": _most(line, direction, sizes, theirs_median),
         "ratio": median_ratio(times["theirs"], times["ours"]),
         "spread": max(map(spread, times.values())),
         "repeats": len(times["ours"]),
         "threads": torch.get_num_threads(),
     }
+
+
+def _most(line: Line, direction: Direction, sizes: Sizes, their_seconds: float) -> float | None:
+    """How many times faster the work would be at the FMA peak of this machine, where it is bound by arithmetic."""
+    peak, _ = machine.fma_peak("fp32", torch.get_num_threads())
+    if line.work is None or peak is None:
+        return None
+    return their_seconds * peak / line.work(sizes).of(direction)
 
 
 def errors_of_line(line: Line, direction: Direction, sizes: Sizes) -> dict[str, object]:

@@ -29,11 +29,24 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Floating-point operations of a forward that nobody can do without: of linear maps, and of attention."""
+
+    maps: float
+    attention: float = 0.0
+
+    def of(self, direction: Direction) -> float:
+        """With backward: twice the forward's again for a map, two and a half times for attention."""
+        return self.maps + self.attention if direction == "forward" else 3 * self.maps + 3.5 * self.attention
+
+
+@dataclass(frozen=True)
 class Line:
     """One comparison: which mechanism with whose layer, and by how much it has to be faster.
 
     `needed` has a number for each direction that is timed; None where nothing is claimed. `error_needed`: our error is
-    at most so much of theirs.
+    at most so much of theirs. `work`, of what is bound by arithmetic: it tells how much faster than theirs the peak of
+    the machine would be.
     """
 
     name: str
@@ -44,6 +57,7 @@ class Line:
         default_factory=lambda: dict[Direction, float | None]({"forward": None, "forward+backward": None})
     )
     error_needed: float | None = None
+    work: Callable[[Sizes], Work] | None = None
 
 
 def bars(forward: float | None = None, training: float | None = None) -> dict[Direction, float | None]:

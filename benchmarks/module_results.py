@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ def pair_verdicts(row: Row) -> list[Verdict]:
 def _verdict(line: str, what: str, row: Row, measured: float | None, needed: float, *, at_most: bool) -> Verdict:
     if measured is None:
         return Verdict(line, what, needed_words(needed, at_most=at_most), None, None, None, row.get("reason", ""))
-    return verdict_of(line, what, measured, needed=needed, at_most=at_most)
+    verdict = verdict_of(line, what, measured, needed=needed, at_most=at_most)
+    most = None if at_most else row.get("most")
+    return verdict if most is None else replace(verdict, reason=f"{most:.3g} at this machine's FMA peak")
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -111,7 +113,19 @@ def print_results(results: Results, console: Console, *, measured: Iterable[tupl
 
 def pair_table(rows: Iterable[Row]) -> Table:
     """Both sides of every line."""
-    header = ("line", "peer", "input", "*ours ms", "*theirs ms", "*x", "*needed", "*error", "*theirs", "why not")
+    header = (
+        "line",
+        "peer",
+        "input",
+        "*ours ms",
+        "*theirs ms",
+        "*x",
+        "*at peak",
+        "*needed",
+        "*error",
+        "*theirs",
+        "why not",
+    )
     table = _table("Beside the layers of others", header)
     for row in rows:
         ratio = row.get("ratio")
@@ -122,6 +136,7 @@ def pair_table(rows: Iterable[Row]) -> Table:
             _ms(row.get("our_seconds")),
             _ms(row.get("their_seconds")),
             "" if ratio is None else f"{ratio:.2f}",
+            "" if row.get("most") is None else f"{row['most']:.1f}",
             "" if row["needed"] is None else f"{row['needed']:g}",
             error_words(row.get("our_error")),
             error_words(row.get("their_error")),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.module_pairs import Line, Pair, bars
+from benchmarks.module_pairs import Line, Pair, Work, bars
 from benchmarks.module_peers import Mapped, PublicS4D, package
 from benchmarks.problems import Direction
 from benchmarks.sides import Side, Sizes, normal
@@ -18,19 +18,49 @@ def lines() -> list[Line]:
     """Every line of token mixers."""
     hugging_face = "transformers"
     return [
-        Line("MultiHeadAttention", "MultiHeadAttention", "torch", _multihead, bars(2, 2)),
-        Line("MultiHeadAttention weights asked", "MultiHeadAttention", "torch, need_weights", _weights_asked, bars()),
-        Line("Longformer", "LongformerAttention", hugging_face, _longformer, bars(7, 8)),
+        Line("MultiHeadAttention", "MultiHeadAttention", "torch", _multihead, bars(2, 2), work=_of_attention),
+        Line(
+            "MultiHeadAttention weights asked",
+            "MultiHeadAttention",
+            "torch, need_weights",
+            _weights_asked,
+            bars(),
+            work=_of_attention,
+        ),
+        Line("Longformer", "LongformerAttention", hugging_face, _longformer, bars(7, 8), work=_of_window),
         Line("BigBird", "BigBirdAttention", hugging_face, _bigbird),
-        Line("Linformer", "LinformerAttention", "linformer", _linformer, bars(2.5, 2.5)),
+        Line("Linformer", "LinformerAttention", "linformer", _linformer, bars(2.5, 2.5), work=_of_slots),
         Line("Nystrom", "NystromAttention", hugging_face, _nystrom),
-        Line("Performer", "PerformerAttention", "performer-pytorch", _performer, bars(4, 4)),
+        Line("Performer", "PerformerAttention", "performer-pytorch", _performer, bars(4, 4), work=_of_features),
         Line("Performer causal", "PerformerAttention", "performer-pytorch", _performer_causal, bars(8, 8)),
         Line("Performer layer", "PerformerAttention", "performer-pytorch", _performer_layer),
         *_performer_errors(),
         Line("S4D", "S4D", "public S4D", _s4d, bars(10, 10)),
         Line("Mamba", "SelectiveStateSpace", hugging_face, _mamba),
     ]
+
+
+def _of_attention(sizes: Sizes) -> Work:
+    n, d = sizes.length, sizes.width
+    return Work(maps=8 * n * d * d, attention=4 * n * n * d)
+
+
+def _of_window(sizes: Sizes) -> Work:
+    """One global token, and no last map."""
+    n, d, window = sizes.length, sizes.width, sizes.window
+    pairs = n * (2 * window + 1) - window * (window + 1) + 2 * n
+    return Work(maps=6 * n * d * d, attention=4 * pairs * d)
+
+
+def _of_slots(sizes: Sizes) -> Work:
+    """Query and output of all tokens, key and value of the slots alone."""
+    n, d, slots = sizes.length, sizes.width, sizes.slots
+    return Work(maps=4 * n * d * d + 4 * n * slots * d + 4 * slots * d * d, attention=4 * n * slots * d)
+
+
+def _of_features(sizes: Sizes) -> Work:
+    """Features of query and key, their sums with the values, and what the queries read of those."""
+    return Work(maps=8 * sizes.length * _features(sizes) * sizes.width)
 
 
 def _tokens(sizes: Sizes, length: int | None = None) -> tuple[Tensor]:

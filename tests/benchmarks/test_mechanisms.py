@@ -147,6 +147,28 @@ def test_the_acceptance_table_is_whole():
     assert Sizes().causal_length == 1024
 
 
+def test_what_the_peak_allows_is_told_beside_the_verdict(monkeypatch):
+    line = LINES["MultiHeadAttention"]
+    work = line.work(SMALL)
+    assert (work.maps, work.attention) == (4 * 2 * 64 * 32 * 32, 2 * 2 * 64 * 64 * 32)
+    assert work.of("forward+backward") == 3 * work.maps + 3.5 * work.attention
+    monkeypatch.setattr(machine, "fma_peak", lambda *_: (2.0 * work.of("forward"), ""))
+    row = time_line(line, "forward", SMALL, QUICK)
+    assert row["most"] == pytest.approx(2.0 * row["their_seconds"])
+    assert pair_verdicts({**row, "most": 1.5})[0].reason == "1.5 at this machine's FMA peak"
+    monkeypatch.setattr(machine, "fma_peak", lambda *_: (None, "not known"))
+    assert time_line(line, "forward", SMALL, QUICK)["most"] is None
+    assert LINES["SE"].work is None
+
+
+def test_work_counts_what_the_masks_keep():
+    from regard.masks import Keys, SlidingWindow
+
+    seen = SlidingWindow(8) | Keys(torch.arange(64)[None] == 0)
+    pairs = int(seen.dense(64, 64).sum()) + 64
+    assert LINES["Longformer"].work(SMALL).attention == pytest.approx(4 * pairs * 32, rel=0.02)
+
+
 # Peers
 
 
@@ -167,7 +189,8 @@ def test_a_peer_that_does_not_load_says_why(monkeypatch, tmp_path):
 
 
 def test_timms_layers_leave_nothing_behind():
-    pytest.importorskip("timm.version", reason="a peer that the library does not need")
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("a peer that the library does not need")
     before = set(sys.modules)
     assert module_peers.timm_layer("eca").EcaModule(8)
     assert not {name for name in set(sys.modules) - before if name.startswith("torchvision")}

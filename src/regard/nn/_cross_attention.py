@@ -14,6 +14,7 @@ from regard._attention import attention
 from regard._errors import ArgumentError, ShapeError
 from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_heads, require_positive, require_probability
+from regard.nn._linear_map import LinearMap
 from regard.nn._token_masks import token_mask
 
 
@@ -156,7 +157,7 @@ def linear(
     dtype: torch.dtype | None = None,
 ) -> nn.Linear:
     """A projection with Xavier-uniform weights, drawn for each of its `parts` as if it stood alone, and bias 0."""
-    made = nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
+    made = LinearMap(inputs, outputs, bias=bias, device=device, dtype=dtype)
     for part in made.weight.detach().chunk(parts):
         nn.init.xavier_uniform_(part)
     if bias:

@@ -14,11 +14,11 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regard._attention import attention
 from regard.masks import Mask
 from regard.nn._arguments import require_heads, require_probability
+from regard.nn._linear_map import LinearMap, linear
 
 
 class HeadOptions(TypedDict, total=False):
@@ -72,7 +72,7 @@ class HeadProjections(nn.Module):
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.dropout_p, self.causal, self.backend = dropout_p, causal, backend
         self.in_proj_weight, self.in_proj_bias = stacked_maps(3, embed_dim, bias=bias, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.out_proj = LinearMap(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.out_proj.weight)
         if bias:
             nn.init.zeros_(self.out_proj.bias)
@@ -82,11 +82,11 @@ class HeadProjections(nn.Module):
     def to_heads(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Query of x, key and value of the context (x where there is none): (batch, heads, length, head_dim) views."""
         if context is None:
-            query, key, value = self.apart(functional.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
+            query, key, value = self.apart(linear(x, self.in_proj_weight, self.in_proj_bias), 3)
             return query, key, value
         weight, bias, width = self.in_proj_weight, self.in_proj_bias, self.embed_dim
-        (query,) = self.apart(functional.linear(x, weight[:width], None if bias is None else bias[:width]), 1)
-        key, value = self.apart(functional.linear(context, weight[width:], None if bias is None else bias[width:]), 2)
+        (query,) = self.apart(linear(x, weight[:width], None if bias is None else bias[:width]), 1)
+        key, value = self.apart(linear(context, weight[width:], None if bias is None else bias[width:]), 2)
         return query, key, value
 
     def apart(self, projected: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, Unpack
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regard._errors import ArgumentError
 from regard.masks import Axial, CrissCross, Mask, SlidingWindow
 from regard.nn._card import Card
 from regard.nn._grid_mixer import Grid, GridMixer, GridOptions, checked_axes, checked_grid, checked_real, product
+from regard.nn._linear_map import linear
 from regard.nn._merge import merged
 
 Combination = Literal["sum", "in_turn"]
@@ -164,7 +164,7 @@ def _separate(module: GridMixer, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor
     """Query, key and value (batch, *grid, channels), each contiguous: then all lines are views of it."""
     weight, bias, width = module.in_proj_weight, module.in_proj_bias, module.embed_dim
     query, key, value = (
-        functional.linear(tokens, weight[first : first + width], None if bias is None else bias[first : first + width])
+        linear(tokens, weight[first : first + width], None if bias is None else bias[first : first + width])
         for first in (0, width, 2 * width)
     )
     return query, key, value

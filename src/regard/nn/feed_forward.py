@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from regard._errors import ArgumentError
 from regard.nn._arguments import require_positive, require_probability
+from regard.nn._linear_map import LinearMap
 
 Activation = Literal["relu", "gelu", "swiglu"]
 
@@ -55,8 +56,8 @@ class FeedForward(nn.Module):
             )
         self.activation: Activation = activation
         inner = 2 * width if activation == "swiglu" else width
-        self.inner = nn.Linear(embed_dim, inner, bias=bias, device=device, dtype=dtype)
-        self.outer = nn.Linear(width, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.inner = LinearMap(embed_dim, inner, bias=bias, device=device, dtype=dtype)
+        self.outer = LinearMap(width, embed_dim, bias=bias, device=device, dtype=dtype)
         self.dropout = nn.Dropout(dropout_p)
         self.reset_parameters()
 

@@ -19,13 +19,13 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regard._attention import attention
 from regard._errors import ArgumentError
 from regard.masks import Causal, Mask
 from regard.nn._arguments import check_tokens, require_heads, require_probability
 from regard.nn._card import Card
+from regard.nn._linear_map import LinearMap, linear
 from regard.nn._projections import HeadProjections
 from regard.nn._token_masks import both, token_mask
 from regard.positions import Position
@@ -149,7 +149,7 @@ class GatedAttention(nn.Module):
         """The linear map of [x; found], as the sum of two: nothing is copied side by side."""
         weight = self.gate.weight
         of_x, of_found = weight[:, : self.embed_dim], weight[:, self.embed_dim :]
-        return torch.sigmoid(functional.linear(x, of_x, self.gate.bias) + functional.linear(found, of_found))
+        return torch.sigmoid(linear(x, of_x, self.gate.bias) + linear(found, of_found))
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, {self.num_heads}, scale={self.scale}, causal={self.causal}"
@@ -267,7 +267,7 @@ def gate_map(
     dtype: torch.dtype | None,
 ) -> nn.Linear:
     """A linear map with Xavier-uniform weights and a bias of zero."""
-    made = nn.Linear(inputs, outputs, bias=bias, device=device, dtype=dtype)
+    made = LinearMap(inputs, outputs, bias=bias, device=device, dtype=dtype)
     nn.init.xavier_uniform_(made.weight)
     if bias:
         nn.init.zeros_(made.bias)

@@ -27,6 +27,7 @@ from regard._shapes import shape_of
 from regard.masks import Documents
 from regard.nn._arguments import check_tokens, require_heads, require_positive, require_probability
 from regard.nn._card import Card
+from regard.nn._linear_map import LinearMap
 from regard.nn._ragged import Groups, Nested, Ragged, like_tokens, pruned, tokens_of
 from regard.nn.transformer import TransformerEncoder
 from regard.positions import Position
@@ -215,7 +216,7 @@ class AdditivePooling(nn.Module):
         self, embed_dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.map = nn.Linear(embed_dim, embed_dim, device=device, dtype=dtype)
+        self.map = LinearMap(embed_dim, embed_dim, device=device, dtype=dtype)
         self.context = nn.Parameter(torch.empty(embed_dim, device=device, dtype=dtype))
         nn.init.xavier_uniform_(self.map.weight)
         nn.init.zeros_(self.map.bias)

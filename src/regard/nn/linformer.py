@@ -23,12 +23,12 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regard._errors import ArgumentError, ShapeError
 from regard.masks import Mask
 from regard.nn._arguments import require_positive
 from regard.nn._card import Card
+from regard.nn._linear_map import linear
 from regard.nn._projections import HeadProjections
 from regard.nn._real_tokens import check_pair, real_tokens, refuse_causal, require_no_order
 
@@ -129,7 +129,7 @@ class LinformerAttention(HeadProjections):
         real = real_tokens(type(self).__name__, mask, attended)
         maps = self.in_proj_weight.chunk(3)
         biases = (None, None, None) if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        (query,) = self.apart(functional.linear(x, maps[0], biases[0]), 1)
+        (query,) = self.apart(linear(x, maps[0], biases[0]), 1)
         value_projection = self.key_projection if self.value_projection is None else self.value_projection
         key = self._slots(attended, real, self.key_projection, maps[1], biases[1])
         value = self._slots(attended, real, value_projection, maps[2], biases[2])
@@ -141,10 +141,10 @@ class LinformerAttention(HeadProjections):
         """Keys or values of the slots: (batch, heads, projected_length, head_dim)."""
         across = projection[..., : tokens.shape[1], :].mT
         if self.share == "none":  # a head's slots are its own: project to its width first, which is narrower
-            (each,) = self.apart(functional.linear(tokens, weight, bias), 1)
+            (each,) = self.apart(linear(tokens, weight, bias), 1)
             return across @ (each if real is None else each.masked_fill(~real[:, None, :, None], 0.0))
         mixed = across @ (tokens if real is None else tokens.masked_fill(~real.unsqueeze(-1), 0.0))
-        slots = functional.linear(mixed, weight)
+        slots = linear(mixed, weight)
         if bias is not None:  # every real token brings the bias once
             count = across.sum(-1) if real is None else real.to(across.dtype) @ across.mT
             slots = slots + count.unsqueeze(-1) * bias

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regard._attention import attention
 from regard._errors import ArgumentError
@@ -31,6 +30,7 @@ from regard.masks import Causal, Mask
 from regard.nn._arguments import check_tokens, require_heads, require_positive
 from regard.nn._cache import KeyValueCache
 from regard.nn._card import Card
+from regard.nn._linear_map import LinearMap, linear
 from regard.nn._multihead_parts import (
     Norm,
     States,
@@ -150,7 +150,7 @@ class MultiHeadAttention(nn.Module):
         self.k_proj_weight = None if fused else nn.Parameter(torch.empty(keys, self.kdim, **made))
         self.v_proj_weight = None if fused else nn.Parameter(torch.empty(values, self.vdim, **made))
         self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **made)) if bias else None
-        self.out_proj = nn.Linear(self.num_heads * self.value_dim, self.embed_dim, bias=bias, **made)
+        self.out_proj = LinearMap(self.num_heads * self.value_dim, self.embed_dim, bias=bias, **made)
 
     def reset_parameters(self) -> None:
         """Xavier-uniform weights; biases and sinks 0. The fused weight counts as one matrix, as torch's does."""
@@ -205,7 +205,7 @@ class MultiHeadAttention(nn.Module):
     def _project(self, query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(batch, heads, length, width) of each. What is projected alike is projected in one product."""
         if key is None and value is None and self.in_proj_weight is not None:
-            together = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
+            together = linear(query, self.in_proj_weight, self.in_proj_bias)
             queries, keys, values = torch.split_with_sizes(together, self._widths, -1)
         else:
             key = query if key is None else key
@@ -220,7 +220,7 @@ class MultiHeadAttention(nn.Module):
             return self._projected(1, key), self._projected(2, value)
         begin = self._widths[0]
         bias = None if self.in_proj_bias is None else self.in_proj_bias[begin:]
-        together = functional.linear(key, self.in_proj_weight[begin:], bias)
+        together = linear(key, self.in_proj_weight[begin:], bias)
         keys, values = torch.split_with_sizes(together, self._widths[1:], -1)
         return keys, values
 
@@ -233,7 +233,7 @@ class MultiHeadAttention(nn.Module):
             if self.in_proj_weight is None:
                 raise AssertionError("weights are fused or apart")
             weight = self.in_proj_weight[rows]
-        return functional.linear(states, weight, None if self.in_proj_bias is None else self.in_proj_bias[rows])
+        return linear(states, weight, None if self.in_proj_bias is None else self.in_proj_bias[rows])
 
     def _query_heads(self, queries: Tensor) -> Tensor:
         return self.query_norm(split_heads(queries, self.num_heads))

@@ -24,6 +24,7 @@ from regard._errors import UnsupportedError
 from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_positive
 from regard.nn._card import Card
+from regard.nn._linear_map import LinearMap
 from regard.nn._real_tokens import real_tokens
 from regard.nn._scan_state import ScanState, check_state, check_token
 from regard.nn._selective_scan import Problem, selective_scan
@@ -84,15 +85,15 @@ class SelectiveStateSpace(nn.Module):
         require_steps(dt_min, dt_max)
         self.embed_dim, self.state_dim, self.inner = embed_dim, state_dim, expand * embed_dim
         self.conv_width, self.dt_rank, self.dt_min, self.dt_max = conv_width, rank, dt_min, dt_max
-        self.in_proj = nn.Linear(embed_dim, 2 * self.inner, bias=bias, device=device, dtype=dtype)
+        self.in_proj = LinearMap(embed_dim, 2 * self.inner, bias=bias, device=device, dtype=dtype)
         self.conv1d = nn.Conv1d(
             self.inner, self.inner, conv_width, groups=self.inner, bias=conv_bias, device=device, dtype=dtype
         )
-        self.x_proj = nn.Linear(self.inner, rank + 2 * state_dim, bias=False, device=device, dtype=dtype)
-        self.dt_proj = nn.Linear(rank, self.inner, device=device, dtype=dtype)
+        self.x_proj = LinearMap(self.inner, rank + 2 * state_dim, bias=False, device=device, dtype=dtype)
+        self.dt_proj = LinearMap(rank, self.inner, device=device, dtype=dtype)
         self.A_log = nn.Parameter(torch.empty(self.inner, state_dim, device=device, dtype=dtype))
         self.D = nn.Parameter(torch.empty(self.inner, device=device, dtype=dtype))
-        self.out_proj = nn.Linear(self.inner, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.out_proj = LinearMap(self.inner, embed_dim, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     @torch.no_grad()

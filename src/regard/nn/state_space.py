@@ -30,6 +30,7 @@ from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_positive, require_probability
 from regard.nn._card import Card
 from regard.nn._diagonal_scan import Problem, Scanned, diagonal_scan
+from regard.nn._linear_map import LinearMap
 from regard.nn._real_tokens import real_tokens
 from regard.nn._scan_state import ScanState, check_state, check_token
 
@@ -110,7 +111,7 @@ class S4D(nn.Module):
         self.readout = nn.Parameter(torch.empty(1 + bidirectional, *each, 2, device=device, dtype=dtype))
         self.skip = nn.Parameter(torch.empty(embed_dim, device=device, dtype=dtype))
         width = {"glu": 2 * embed_dim, "linear": embed_dim, "none": 0}[mixing]
-        self.out_proj = nn.Linear(embed_dim, width, bias=bias, device=device, dtype=dtype) if width else None
+        self.out_proj = LinearMap(embed_dim, width, bias=bias, device=device, dtype=dtype) if width else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ from regard.masks import Mask
 from regard.nn._arguments import require_positive
 from regard.nn._block_parts import BlockOptions, Positions
 from regard.nn._cache import CacheStack
+from regard.nn._linear_map import LinearMap
 from regard.nn.transformer import TransformerDecoder, TransformerEncoder
 from regard.nn.transformer_generate import Generated, beam_search
 from regard.positions.transformer_xl import sinusoid
@@ -144,7 +145,7 @@ class Transformer(nn.Module):
         self.source_embedding = self.target_embedding if share else embedding(source_size)
         self.encoder = TransformerEncoder(embed_dim, num_heads, encoder_layers, position=position, **options)
         self.decoder = TransformerDecoder(embed_dim, num_heads, decoder_layers, position=decoder_position, **options)
-        self.head = nn.Linear(embed_dim, target_size, bias=False, device=device, dtype=dtype)
+        self.head = LinearMap(embed_dim, target_size, bias=False, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.head.weight)
         if tie:
             self.head.weight = self.target_embedding.weight

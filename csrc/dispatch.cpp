@@ -148,6 +148,14 @@ FORWARD(double, fma_peak, (int32_t dtype, int32_t threads, double seconds), (dty
   type regard_##function parameters { return kernels()->layers->function arguments; }
 
 FORWARD_LAYER(int, multiply, (const regard_product *product), (product))
+FORWARD_LAYER(int, causal_scan_forward, (const regard_causal_scan *scan, const regard_causal_scan_results *results),
+              (scan, results))
+FORWARD_LAYER(int, causal_scan_backward,
+              (const regard_causal_scan *scan, const regard_causal_scan_gradients *gradients), (scan, gradients))
+FORWARD_LAYER(int, selective_scan_forward,
+              (const regard_selective_scan *scan, const regard_selective_scan_results *results), (scan, results))
+FORWARD_LAYER(int, selective_scan_backward,
+              (const regard_selective_scan *scan, const regard_selective_scan_gradients *gradients), (scan, gradients))
 
 /* ------------------------------------------------------------------------- functions of the library */
 
@@ -186,5 +194,11 @@ int64_t regard_struct_size(const char *name) {
   SIZE_OF(regard_weights_arguments);
   SIZE_OF(regard_statistics_results);
   SIZE_OF(regard_product);
+  SIZE_OF(regard_causal_scan);
+  SIZE_OF(regard_causal_scan_results);
+  SIZE_OF(regard_causal_scan_gradients);
+  SIZE_OF(regard_selective_scan);
+  SIZE_OF(regard_selective_scan_results);
+  SIZE_OF(regard_selective_scan_gradients);
   return -1;
 }

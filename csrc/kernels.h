@@ -7,6 +7,10 @@
 /* Of layer_kernels.cpp: what layers compute beside attention. */
 struct RegardLayerKernels {
   int (*multiply)(const regard_product *);
+  int (*causal_scan_forward)(const regard_causal_scan *, const regard_causal_scan_results *);
+  int (*causal_scan_backward)(const regard_causal_scan *, const regard_causal_scan_gradients *);
+  int (*selective_scan_forward)(const regard_selective_scan *, const regard_selective_scan_results *);
+  int (*selective_scan_backward)(const regard_selective_scan *, const regard_selective_scan_gradients *);
 };
 
 /* Of kernels.cpp. */

@@ -10,6 +10,11 @@ namespace {
 #include "multiply.inl"
 #include "pack.inl"
 #include "matrix_product.inl"
+#include "causal_chunk.inl"
+#include "causal_segments.inl"
+#include "causal_forward.inl"
+#include "causal_backward.inl"
+#include "selective_scan.inl"
 
 int multiply_matrices(const regard_product *p) {
   switch (p->dtype) {
@@ -22,4 +27,5 @@ int multiply_matrices(const regard_product *p) {
 
 /* In the order of RegardLayerKernels. */
 extern const RegardLayerKernels REGARD_OF_ISA(regard_layer_kernels_);
-const RegardLayerKernels REGARD_OF_ISA(regard_layer_kernels_) = {multiply_matrices};
+const RegardLayerKernels REGARD_OF_ISA(regard_layer_kernels_) = {
+    multiply_matrices, causal_scan_forward, causal_scan_backward, selective_scan_forward, selective_scan_backward};

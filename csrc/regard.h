@@ -178,6 +178,68 @@ typedef struct {
 
 REGARD_EXPORT int regard_multiply(const regard_product *product);
 
+/* The causal sum of features: out_i = sum_{j <= i} w_ij v_j / sum_{j <= i} w_ij with w_ij = (phi(q_i) . phi(k_j))
+ * exp(log_weight_j). float throughout. phi(x) is exp(projection x), or exp(+-projection x) with `opposites`, or the rows
+ * themselves without a projection. What comes before the first token is the state: the sums of features times values
+ * and of features, (batch, heads, features, value_dim) and (batch, heads, features), over exp(scale), (batch, heads);
+ * all zeros for nothing. Contiguous where no strides are given. The same for every number of threads. */
+typedef struct {
+  int32_t threads;
+  int32_t opposites;
+  int64_t batch, heads, length, width, features, value_dim;
+  regard_rows query, key, value;
+  regard_rows log_weight;  /* of width 1; data NULL: none. There is one where there is a projection. */
+  const float *projection; /* (features, width), half as many rows with opposites; NULL: none */
+  const float *values, *keys, *scale;
+} regard_causal_scan;
+
+typedef struct {
+  regard_rows output;
+  float *normaliser; /* (batch, heads, length) */
+  float *values, *keys, *scale;
+} regard_causal_scan_results;
+
+typedef struct {
+  regard_rows output, grad_output;
+  const float *normaliser, *grad_values, *grad_keys;
+  regard_rows grad_query, grad_key, grad_value;
+  float *grad_log; /* (batch, heads, length), where there are log weights */
+  float *grad_values_before, *grad_keys_before;
+} regard_causal_scan_gradients;
+
+REGARD_EXPORT int regard_causal_scan_forward(const regard_causal_scan *scan, const regard_causal_scan_results *results);
+REGARD_EXPORT int regard_causal_scan_backward(const regard_causal_scan *scan,
+                                              const regard_causal_scan_gradients *gradients);
+
+/* A state space whose decay depends on the token: h_t = exp(step_t decay) h_{t-1} + step_t inputs_t write_t, and
+ * output_t = sum over the numbers of read_t h_t. float throughout. inputs, step, output and their gradients are (batch,
+ * length, channels), with no heads; write and read (batch, length, numbers); decay (numbers, channels), not positive; a
+ * state (batch, numbers, channels). begins, (chunks of 32 tokens, batch, numbers, channels), are the states before each
+ * chunk, which backward needs. Contiguous where no strides are given. The same for every number of threads. */
+typedef struct {
+  int32_t threads;
+  int64_t batch, length, channels, numbers;
+  regard_rows inputs, step, write, read;
+  const float *decay, *state;
+} regard_selective_scan;
+
+typedef struct {
+  regard_rows output;
+  float *last, *begins;
+} regard_selective_scan_results;
+
+typedef struct {
+  regard_rows grad_output;
+  const float *grad_last, *begins;
+  regard_rows grad_inputs, grad_step;
+  float *grad_decay, *grad_write, *grad_read, *grad_state;
+} regard_selective_scan_gradients;
+
+REGARD_EXPORT int regard_selective_scan_forward(const regard_selective_scan *scan,
+                                                const regard_selective_scan_results *results);
+REGARD_EXPORT int regard_selective_scan_backward(const regard_selective_scan *scan,
+                                                 const regard_selective_scan_gradients *gradients);
+
 /* Floating-point operations each second when this many threads multiply and add in registers for about so many
  * seconds: what an element type's kernels are a fraction of. */
 REGARD_EXPORT double regard_fma_peak(int32_t dtype, int32_t threads, double seconds);

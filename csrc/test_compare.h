@@ -70,6 +70,10 @@ void check_statistics(const Case &c, const Expected &e);
 /* test_extremes.cpp: what is not finite, in the numbers put in and in the results. */
 void check_extremes(int64_t share);
 
+/* test_scans.cpp and test_selective_scan.cpp: sums along the tokens. */
+void check_scans(int64_t share);
+void check_selective_scans(int64_t share);
+
 /* take() for each instruction set of this machine; `isa` counts them. */
 template <class Take>
 void for_each_isa(const Case &c, Take take) {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from regard import NativeError
-from regard.backends import _library
+from regard.backends import _library, _structures
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "csrc" / "regard.h"
@@ -96,7 +96,7 @@ def test_another_abi_version_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch):
-    class Longer(_library.Mask):
+    class Longer(_structures.Mask):
         _fields_ = (("more", ctypes.c_int64),)
 
     monkeypatch.setitem(_library.STRUCTURES, "regard_mask", Longer)
@@ -167,7 +167,7 @@ def test_torchs_openmp_is_found_and_stays_the_only_one():
     code = """
 import ctypes
 import regard, torch
-from regard.backends import _library
+from regard.backends import _library, _structures
 _library.loaded_core()
 ctypes.CDLL(None).GOMP_parallel  # raises AttributeError when nobody shows it
 torch.mm(torch.ones(300, 300), torch.ones(300, 300))

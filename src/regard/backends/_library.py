@@ -1,9 +1,9 @@
 """The native core as a loaded library: where it lies, whether it fits, which instruction set it uses.
 
-`csrc/regard.h` is the definition; the structures below repeat it, and loading compares their sizes with the
-library's. Nothing is loaded before `loaded_core()` is first called. By then torch is there, since
-`regard.backends` imports it: the core runs its work on torch's own OpenMP threads, which it looks up by
-name when it first has work.
+`csrc/regard.h` is the definition; `_structures.py` and the functions below repeat it, and loading compares the sizes
+of structures with the library's. Nothing is loaded before `loaded_core()` is first called. By then torch is there,
+since `regard.backends` imports it: the core runs its work on torch's own OpenMP threads, which it looks up by name
+when it first has work.
 """
 
 from __future__ import annotations
@@ -11,203 +11,32 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import regard
 from regard._errors import NativeError, sentence
+from regard.backends._structures import (
+    STRUCTURES,
+    BackwardArguments,
+    CausalScan,
+    CausalScanGradients,
+    CausalScanResults,
+    ForwardResults,
+    Pairs,
+    Problem,
+    Product,
+    SelectiveScan,
+    SelectiveScanGradients,
+    SelectiveScanResults,
+    StatisticsResults,
+    WeightsArguments,
+)
 
 ABI_VERSION = 1
 OK, NOT_FINITE, NO_MEMORY, BAD_ARGUMENT = 0, 1, -1, -2
 F32, BF16, F16, F64 = 0, 1, 2, 3
 UNLIMITED = 2**63 - 1
-
-
-class Rows(Structure):
-    """`regard_rows`: rows of numbers; the stride of a row's numbers is 1."""
-
-    _fields_ = (
-        ("data", c_void_p),
-        ("batch_stride", c_int64),
-        ("head_stride", c_int64),
-        ("row_stride", c_int64),
-    )
-
-
-class Pairs(Structure):
-    """`regard_pairs`: a view that broadcasts to (batch, heads, q_len, kv_len)."""
-
-    _fields_ = (
-        ("data", c_void_p),
-        ("batch_stride", c_int64),
-        ("head_stride", c_int64),
-        ("query_stride", c_int64),
-        ("key_stride", c_int64),
-    )
-
-
-class Mask(Structure):
-    """`regard_mask`: band, intervals and words; a pair passes all of them."""
-
-    _fields_ = (
-        ("before", c_int64),
-        ("after", c_int64),
-        ("offset", c_int64),
-        ("intervals", c_void_p),
-        ("interval_count", c_int64),
-        ("interval_batch_stride", c_int64),
-        ("interval_head_stride", c_int64),
-        ("words", c_void_p),
-        ("tile_first", c_void_p),
-        ("tile_keys", c_void_p),
-        ("tile_word", c_void_p),
-        ("word_batch_stride", c_int64),
-        ("word_head_stride", c_int64),
-    )
-
-
-class Table(Structure):
-    """`regard_table`: one row for each distance."""
-
-    _fields_ = (("data", c_void_p), ("head_stride", c_int64), ("row_stride", c_int64))
-
-
-class Problem(Structure):
-    """`regard_problem`."""
-
-    _fields_ = (
-        ("dtype", c_int32),
-        ("threads", c_int32),
-        ("batch", c_int64),
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("q_len", c_int64),
-        ("kv_len", c_int64),
-        ("head_dim", c_int64),
-        ("value_dim", c_int64),
-        ("query", Rows),
-        ("key", Rows),
-        ("value", Rows),
-        ("scale", c_double),
-        ("softcap", c_double),
-        ("mask", Mask),
-        ("bias", Pairs),
-        ("distance_offset", c_int64),
-        ("distance_bias", Table),
-        ("distance_query", Rows),
-        ("distance_keys", Table),
-        ("distance_values", Table),
-        ("sink", c_void_p),
-        ("seed", c_uint64),
-        ("drop_below", c_uint64),
-        ("keep_scale", c_double),
-    )
-
-
-class ForwardResults(Structure):
-    """`regard_forward_results`."""
-
-    _fields_ = (("output", Rows), ("lse", c_void_p), ("lse_low", c_void_p))
-
-
-class BackwardArguments(Structure):
-    """`regard_backward_arguments`."""
-
-    _fields_ = (
-        ("output", Rows),
-        ("grad_output", Rows),
-        ("lse", c_void_p),
-        ("lse_low", c_void_p),
-        ("grad_lse", c_void_p),
-        ("grad_query", Rows),
-        ("grad_key", Rows),
-        ("grad_value", Rows),
-        ("grad_bias", Pairs),
-        ("grad_distance_query", Rows),
-        ("grad_distance_bias", c_void_p),
-        ("grad_distance_keys", c_void_p),
-        ("grad_distance_values", c_void_p),
-        ("table_splits", c_int64),
-    )
-
-
-class WeightsArguments(Structure):
-    """`regard_weights_arguments`."""
-
-    _fields_ = (
-        ("heads", c_void_p),
-        ("rows", c_void_p),
-        ("cols", c_void_p),
-        ("head_count", c_int64),
-        ("row_count", c_int64),
-        ("col_count", c_int64),
-        ("lse", c_void_p),
-        ("lse_low", c_void_p),
-        ("found_top", c_void_p),
-        ("found_rest", c_void_p),
-        ("weights", c_void_p),
-    )
-
-
-class StatisticsResults(Structure):
-    """`regard_statistics_results`."""
-
-    _fields_ = (
-        ("entropy", c_void_p),
-        ("max_logit", c_void_p),
-        ("sink_share", c_void_p),
-        ("distance", c_void_p),
-        ("received", c_void_p),
-        ("top_count", c_int64),
-        ("top_weights", c_void_p),
-        ("top_keys", c_void_p),
-        ("pooled_side", c_int64),
-        ("pooled", c_void_p),
-    )
-
-
-class Product(Structure):
-    """`regard_product`."""
-
-    _fields_ = (
-        ("dtype", c_int32),
-        ("threads", c_int32),
-        ("rows", c_int64),
-        ("columns", c_int64),
-        ("steps", c_int64),
-        ("a", c_void_p),
-        ("a_row", c_int64),
-        ("a_step", c_int64),
-        ("b", c_void_p),
-        ("b_step", c_int64),
-        ("b_column", c_int64),
-        ("bias", c_void_p),
-        ("c", c_void_p),
-        ("c_row", c_int64),
-    )
-
-
-_LETTERS: dict[object, str] = {c_int32: "i", c_int64: "q", c_uint64: "Q", c_double: "d", c_void_p: "P"}
-
-
-def flat_format(structure: type[Structure]) -> str:
-    """The numbers of a structure, nested ones in their place, as a format of the module `struct`."""
-    kinds: list[type] = [field[1] for field in structure._fields_]
-    return "".join(flat_format(kind) if issubclass(kind, Structure) else _LETTERS[kind] for kind in kinds)
-
-
-STRUCTURES: dict[str, type[Structure]] = {
-    "regard_rows": Rows,
-    "regard_pairs": Pairs,
-    "regard_mask": Mask,
-    "regard_table": Table,
-    "regard_problem": Problem,
-    "regard_forward_results": ForwardResults,
-    "regard_backward_arguments": BackwardArguments,
-    "regard_weights_arguments": WeightsArguments,
-    "regard_statistics_results": StatisticsResults,
-    "regard_product": Product,
-}
 
 FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "regard_abi_version": (c_int32, []),
@@ -223,6 +52,10 @@ FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
     "regard_weights": (c_int, [POINTER(Problem), POINTER(WeightsArguments)]),
     "regard_statistics": (c_int, [POINTER(Problem), POINTER(StatisticsResults)]),
     "regard_multiply": (c_int, [POINTER(Product)]),
+    "regard_causal_scan_forward": (c_int, [POINTER(CausalScan), POINTER(CausalScanResults)]),
+    "regard_causal_scan_backward": (c_int, [POINTER(CausalScan), POINTER(CausalScanGradients)]),
+    "regard_selective_scan_forward": (c_int, [POINTER(SelectiveScan), POINTER(SelectiveScanResults)]),
+    "regard_selective_scan_backward": (c_int, [POINTER(SelectiveScan), POINTER(SelectiveScanGradients)]),
     "regard_fma_peak": (c_double, [c_int32, c_int32, c_double]),
     "regard_pack_mask": (c_int, [POINTER(Pairs), c_int64, c_int64, c_int64, c_int64, c_void_p, c_int32]),
     "regard_torch_function": (c_char_p, [c_int32]),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regard._errors import NativeError
 from regard.backends import _library as abi
+from regard.backends import _structures as structures
 
 _CODES = {torch.float32: abi.F32, torch.bfloat16: abi.BF16, torch.float16: abi.F16, torch.float64: abi.F64}
 _ONE_THREAD = 1 << 19
@@ -101,7 +102,7 @@ class ProblemStruct:
         numbers = (inputs.scale, inputs.softcap or 0.0)
         mask, rest = self._mask(inputs), self._rest(inputs)
         packed = _PACKED.pack(_CODES[query.dtype], self.threads, *sizes, *rows, *numbers, *mask, *rest)
-        self.struct = abi.Problem.from_buffer_copy(packed)
+        self.struct = structures.Problem.from_buffer_copy(packed)
 
     def keep(self, tensor: Tensor) -> Tensor:
         self.kept.append(tensor)
@@ -148,7 +149,7 @@ class ProblemStruct:
         return (table.data_ptr(), table.stride(0) if table.shape[0] > 1 else 0, table.stride(1))
 
 
-_PACKED = struct.Struct(abi.flat_format(abi.Problem))
+_PACKED = struct.Struct(structures.flat_format(structures.Problem))
 _NO_INTERVALS, _NO_WORDS, _NO_PAIRS, _NO_ROWS = (0,) * 4, (0,) * 6, (0,) * 5, (0,) * 4
 _FIRST_EXTRA, _FIRST_NUMBER = Inputs._fields.index("bias"), Inputs._fields.index("dropout_p")
 _NO_EXTRAS = (*_NO_PAIRS, 0, *(0,) * 3, *_NO_ROWS, *(0,) * 6, 0, 0, 0, 0.0)
@@ -189,12 +190,12 @@ def in_memory(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format) if is_note else tensor
 
 
-def rows_of(tensor: Tensor | None) -> abi.Rows:
-    return abi.Rows() if tensor is None else abi.Rows(*_flat_rows(tensor))
+def rows_of(tensor: Tensor | None) -> structures.Rows:
+    return structures.Rows() if tensor is None else structures.Rows(*_flat_rows(tensor))
 
 
-def pairs_of(tensor: Tensor | None) -> abi.Pairs:
-    return abi.Pairs() if tensor is None else abi.Pairs(*_flat_pairs(tensor))
+def pairs_of(tensor: Tensor | None) -> structures.Pairs:
+    return structures.Pairs() if tensor is None else structures.Pairs(*_flat_pairs(tensor))
 
 
 def _shared_strides(tensor: Tensor) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch import library as operator_library
 
 from regard._errors import UnsupportedError
+from regard.nn import _native_causal_scan as native
 from regard.nn._forward_mode import refuse_tangents
 from regard.nn._precision import in_full_precision, working_dtype
 
@@ -33,7 +34,6 @@ CHUNK = 64
 
 _EMPTY_SCALE = -1e30  # of a state that has seen nothing; -inf would make NaN of its difference to itself
 _SMALLEST = 1e-30  # a normaliser below it has seen nothing: its output is 0
-
 
 Sums = tuple[Tensor, Tensor, Tensor]
 """What a scan knows of the tokens so far, float32, or float64 where the tokens are; all zeros before the first.
@@ -223,8 +223,12 @@ _Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _forward(*given: Any) -> _Forward:
+    inputs, scan = _Inputs(*given), native.Scan(*given[:-1])
+    if native.serves(scan):
+        output, normaliser = _results(inputs)
+        return (output, normaliser, *native.forward(scan, output, normaliser))
     with in_full_precision(given[0]):
-        return _scanned(_Inputs(*given))
+        return _scanned(inputs)
 
 
 def _scanned(inputs: _Inputs) -> _Forward:
@@ -268,8 +272,11 @@ def _backward(
     output: Tensor, normaliser: Tensor, grad_output: Tensor, grad_values: Tensor, grad_keys: Tensor, *given: Any
 ) -> list[Tensor]:
     """Gradients of query, key, value, log weight (empty where there is none), and the state's values and keys."""
+    scan, of_state = native.Scan(*given[:-1]), (grad_values, grad_keys)
+    if native.serves(scan):
+        return native.backward(scan, output, normaliser, grad_output, of_state)
     with in_full_precision(output):
-        return _scanned_back(output, normaliser, grad_output, (grad_values, grad_keys), _Inputs(*given))
+        return _scanned_back(output, normaliser, grad_output, of_state, _Inputs(*given))
 
 
 def _scanned_back(

@@ -10,7 +10,8 @@ in and what is read out are whole operations over the block; only h itself goes 
 multiply-and-add that overwrites what flowed in. Backward keeps the states at the begins of the chunks, n / 32 of the
 size of the inputs, and computes the others again, chunk by chunk from the end.
 
-Whoever has a faster way to compute both operators replaces `scan` and `scan_gradients`.
+The native core does the same in float32 (`_native_selective_scan.py`); `scan` and `scan_gradients` are for everything
+else, and what the core is compared with.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor
 from torch import library as operator_library
 
+from regard.nn import _native_selective_scan as native
 from regard.nn._diagonal_scan import refuse_twice
 from regard.nn._forward_mode import refuse_tangents
 
-_CHUNK = 32  # tokens
+_CHUNK = native.CHUNK  # tokens
 _BLOCK_NUMBERS = 2**15  # numbers of state of one block
 
 
@@ -212,6 +214,8 @@ _library.define(
 
 @_library.impl("regard::selective_scan", "CompositeExplicitAutograd")
 def _scan(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if native.serves(tensors):
+        return native.forward(tensors)
     problem = Problem(*tensors)
     with torch.autocast(problem.inputs.device.type, enabled=False):
         return scan(problem)
@@ -219,6 +223,8 @@ def _scan(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @_library.impl("regard::selective_scan_backward", "CompositeExplicitAutograd")
 def _scan_backward(grad_output: Tensor, grad_last: Tensor, begins: Tensor, *tensors: Tensor) -> Gradients:
+    if native.serves(tensors):
+        return native.backward(tensors, grad_output, grad_last, begins)
     problem = Problem(*tensors)
     with torch.autocast(problem.inputs.device.type, enabled=False):
         return scan_gradients(problem, grad_output, grad_last, begins)

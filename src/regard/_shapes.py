@@ -140,13 +140,13 @@ def _check_sizes(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _check_heads(heads: int, key_heads: int, value_heads: int, *, enable_gqa: bool) -> None:
+    if heads == key_heads == value_heads:  # nothing is told yet: torch.compile would compile for each number told
+        return
     got = f"query {heads}, key {key_heads}, value {value_heads}"
     if key_heads != value_heads:
         raise ShapeError(
             "heads", expected="as many value heads as key heads", got=got, do="Each key head needs its value head."
         )
-    if heads == key_heads:
-        return
     if not enable_gqa:
         raise ShapeError(
             "heads",

@@ -253,6 +253,24 @@ def test_a_compiled_module_takes_another_size(kind):
         torch.testing.assert_close(compiled(x), module(x))
 
 
+@pytest.mark.parametrize("kind", [AxialAttention, CrissCrossAttention])
+def test_one_graph_serves_images_of_all_sizes(kind):
+    """Lines lie beside the heads there, so that the number of heads is not the same in each image."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    module = kind(6, 2).eval()
+    compiled = torch.compile(module, fullgraph=True, backend=counted)
+    for height, width in ((4, 5), (6, 7), (7, 9), (8, 11)):
+        x = torch.randn(1, 6, height, width)
+        torch.testing.assert_close(compiled(x), module(x))
+    assert len(graphs) <= 2
+
+
 def _part(kind):
     return "window" if kind is MaxViTBlockAttention else "grid"
 

@@ -103,12 +103,11 @@ def how_measured() -> str:
     text = (
         f"Measured on {machine['processor']}, {threads.pop()} threads, float32, {told}, by "
         "`python -m benchmarks.mechanisms`. *Error* of an exact mechanism: what float32 does to its output, "
-        "|found - exact| / |exact| against float64 (top-k may then keep another of two keys with nearly the same score). "
-        "Of an approximation, marked ~: how far its output is from softmax "
-        "attention with the same maps, for unit-normal tokens and Xavier weights, untrained. *Time* in ms: forward "
-        "without gradients; forward and backward, to inputs and weights. *Beside* others: the same input and, where "
-        "theirs has them, the same weights; how many times longer the other takes, the median of interleaved pairs; "
-        "and both errors, with backward the largest of the output and the gradients of the inputs."
+        "|found - exact| / |exact| against float64 (top-k may then keep another of two keys with nearly the same "
+        "score). Of an approximation, marked ~: how far its output is from softmax attention with the same maps, for "
+        "unit-normal tokens and Xavier weights, untrained. *Time* in ms: forward without gradients; forward and "
+        "backward, to inputs and weights. *Beside* others: the same input and, where theirs has them, the same "
+        "weights; how many times longer the other takes, the median of interleaved pairs; and both errors, with backward the largest of the output and the gradients of the inputs."
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
 

@@ -107,7 +107,8 @@ def how_measured() -> str:
         "score). Of an approximation, marked ~: how far its output is from softmax attention with the same maps, for "
         "unit-normal tokens and Xavier weights, untrained. *Time* in ms: forward without gradients; forward and "
         "backward, to inputs and weights. *Beside* others: the same input and, where theirs has them, the same "
-        "weights; how many times longer the other takes, the median of interleaved pairs; and both errors, with backward the largest of the output and the gradients of the inputs."
+        "weights; how many times longer the other takes, the median of interleaved pairs; and both errors, with "
+        "backward the largest of the output and the gradients of the inputs."
     )
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
 

@@ -201,14 +201,21 @@ class LongformerAttention(HeadProjections):
     def _absorbed(
         self, x: Tensor, query: Tensor, to_rest: Tensor, rest_bias: Tensor | None, allowed: Tensor | None
     ) -> Tensor:
-        """Global rows with x itself as key and value, and the maps to key and value moved to the few rows."""
+        """Global rows with x itself as key and value, and the maps to key and value moved to the few rows.
+
+        All heads then have the same keys, so they are rows of one head: its backward goes over x once, and not once
+        for each of them.
+        """
         to_key, to_value = to_rest.view(2, self.num_heads, self.head_dim, self.embed_dim)
-        tokens = x[:, None]
+        tokens, apart = x[:, None], query.shape[:3]
+        if allowed is not None and allowed.shape[2] > 1:
+            allowed = allowed.repeat(1, 1, self.num_heads, 1)
         means, lse = attention(
-            query @ to_key, tokens, tokens, mask=allowed, scale=1.0 / math.sqrt(self.head_dim), enable_gqa=True,
-            backend=self.backend, return_lse=True,
+            (query @ to_key).flatten(1, 2)[:, None], tokens, tokens, mask=allowed,
+            scale=1.0 / math.sqrt(self.head_dim), backend=self.backend, return_lse=True,
         )  # fmt: skip
-        heads: Tensor = means @ to_value.transpose(1, 2)
+        lse = lse.reshape(apart)
+        heads: Tensor = means.reshape(*apart, self.embed_dim) @ to_value.transpose(1, 2)
         if rest_bias is not None:
             value_bias = rest_bias[self.embed_dim :].view(self.num_heads, 1, self.head_dim)
             sees_something = (lse != -math.inf)[..., None]  # a row that sees nothing is 0, without a bias

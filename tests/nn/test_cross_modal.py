@@ -156,7 +156,9 @@ def test_refusals_of_cross_modal_attention():
         module(text, image[:1])
     with pytest.raises(regard.ArgumentError, match="num_heads: expected a divisor of embed_dim 12, got 5"):
         CrossModalAttention(TEXT, 5)
-    with pytest.raises(regard.ArgumentError, match="activation: expected one of gelu, relu, squared_relu, got 'tanh'"):
+    with pytest.raises(
+        regard.ArgumentError, match="activation: expected one of relu, gelu, squared_relu, swiglu, got 'tanh'"
+    ):
         CoAttention(TEXT, HEADS, activation="tanh")
 
 
@@ -178,8 +180,8 @@ def take_lxmert(stream, direction, cross, inner, outer):
             (direction.key_value, [cross.att.key, cross.att.value]),
             (direction.output, [cross.output.dense]),
             (stream.attention_norm, [cross.output.LayerNorm]),
-            (stream.feedforward[0], [inner.dense]),
-            (stream.feedforward[2], [outer.dense]),
+            (stream.feedforward.inner, [inner.dense]),
+            (stream.feedforward.outer, [outer.dense]),
             (stream.feedforward_norm, [outer.LayerNorm]),
         ):
             ours.weight.copy_(torch.cat([each.weight for each in theirs]))
@@ -246,8 +248,8 @@ def test_resampler_is_idefics():
             layer.query.weight.copy_(attend.q_proj.weight)
             layer.key_value.weight.copy_(torch.cat([attend.k_proj.weight, attend.v_proj.weight]))
             layer.output.weight.copy_(attend.output_proj.weight)
-            layer.feedforward[0].weight.copy_(mlp.fc.weight)
-            layer.feedforward[2].weight.copy_(mlp.c_proj.weight)
+            layer.feedforward.inner.weight.copy_(mlp.fc.weight)
+            layer.feedforward.outer.weight.copy_(mlp.c_proj.weight)
     x = draw(2, 9, TEXT).requires_grad_()
     found, expected = ours(x), theirs(x)
     near(found, expected)

@@ -121,7 +121,9 @@ def test_stacks_are_torchs(norm_first, with_norm):
 
 def test_an_activation_that_blocks_have_not_is_refused():
     theirs = nn.TransformerEncoderLayer(24, 4, activation=functional.silu)
-    with pytest.raises(regard.UnsupportedError, match="activation silu: blocks have relu, gelu or swiglu"):
+    with pytest.raises(
+        regard.UnsupportedError, match="activation silu: blocks have relu, gelu, squared_relu or swiglu"
+    ):
         EncoderBlock.from_torch(theirs)
 
 
@@ -318,7 +320,9 @@ def test_refusals():
         TransformerDecoder(24, 4, 2)(x, cache=cache)
     with pytest.raises(regard.ArgumentError, match="one that a decoder block made"):
         DecoderBlock(24, 4)(x, cache=cache.parts[0].__class__([cache]))
-    with pytest.raises(regard.ArgumentError, match="activation: expected 'relu', 'gelu' or 'swiglu', got 'tanh'"):
+    with pytest.raises(
+        regard.ArgumentError, match="activation: expected one of relu, gelu, squared_relu, swiglu, got 'tanh'"
+    ):
         EncoderBlock(24, 4, activation="tanh")
     with pytest.raises(TypeError, match="drop_out"):
         EncoderBlock(24, 4, drop_out=0.1)

@@ -21,7 +21,7 @@ class BlockOptions(TypedDict, total=False):
     """Keywords of every block and stack.
 
     dim_feedforward: hidden width of the feed-forward network, 4 * embed_dim unless given.
-    activation: "relu", "gelu" or "swiglu".
+    activation: of `FeedForward`: "relu" (unless given), "gelu", "squared_relu" or "swiglu".
     norm: "layer" for LayerNorm (unless given), or "rms" for RMSNorm, which T5 and Llama have.
     norm_first: the norm before what it wraps (True unless given) or after the sum.
     layer_norm_eps: added to the variance, or to the mean square.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def load_all(module: nn.Module, state: Mapping[str, Any]) -> None:
     Raises:
         ArgumentError: there is no place for some of them.
     """
-    left_over = module.load_state_dict(state, strict=False).unexpected_keys
+    left_over = cast("list[str]", cast("Any", module.load_state_dict(state, strict=False)).unexpected_keys)
     if left_over:
         raise ArgumentError(
             "options",

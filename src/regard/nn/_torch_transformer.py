@@ -39,7 +39,8 @@ def _activation(function: object) -> str:
         return "gelu"
     name = getattr(function, "__name__", type(function).__name__)
     raise UnsupportedError(
-        {f"activation {name}": "blocks have relu, gelu or swiglu"}, do="Build the block and load the weights by hand."
+        {f"activation {name}": "blocks have relu, gelu, squared_relu or swiglu"},
+        do="Build the block and load the weights by hand.",
     )
 
 

@@ -22,19 +22,17 @@ last projection, and its gradients are finite.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from regard._errors import ArgumentError
 from regard.masks import Mask
-from regard.nn._arguments import check_tokens, require_heads, require_positive
+from regard.nn._arguments import check_tokens, require_heads
 from regard.nn._card import Card
-from regard.nn._cross_attention import CrossAttention, check_batches, linear
+from regard.nn._cross_attention import CrossAttention, check_batches
 from regard.nn._token_masks import padding_mask
-
-Activation = Literal["gelu", "relu", "squared_relu"]
+from regard.nn.feed_forward import Activation, FeedForward
 
 
 class TextImage(NamedTuple):
@@ -149,7 +147,7 @@ class CoAttention(nn.Module):
         head_dim: width of a head in both directions; embed_dim / num_heads unless given.
         dim_feedforward: inner width of the words' feed-forward layers; 4 x embed_dim unless given.
         image_dim_feedforward: of the patches'; 4 x image_dim unless given.
-        activation: "gelu" as ViLBERT, "relu" or "squared_relu".
+        activation: of `FeedForward`; "gelu" as ViLBERT.
         norm_first: LayerNorm before instead of after.
         norm_eps: epsilon of every LayerNorm.
         bias, backend: as in `CrossAttention`.
@@ -249,7 +247,7 @@ class Stream(nn.Module):
         super().__init__()
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps, bias=bias, **place)
-        self.feedforward = feedforward(width, dim_feedforward, activation=activation, bias=bias, **place)
+        self.feedforward = FeedForward(width, dim_feedforward, activation=activation, bias=bias, **place)
         self.feedforward_norm = nn.LayerNorm(width, eps=norm_eps, bias=bias, **place)
         self.dropout = nn.Dropout(dropout_p)
 
@@ -262,40 +260,6 @@ class Stream(nn.Module):
         """The rest of the layer where the norms stand before."""
         x = x + self.dropout(answer)
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-
-
-class SquaredReLU(nn.Module):
-    """max(x, 0)^2 (So et al. 2021, Primer, arXiv:2109.08668)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Elementwise."""
-        return x.relu().square()
-
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "squared_relu": SquaredReLU}
-
-
-def feedforward(
-    width: int,
-    hidden: int | None,
-    *,
-    activation: Activation,
-    bias: bool,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.Sequential:
-    """Linear, activation, Linear; `hidden` is 4 x width unless given."""
-    hidden = 4 * width if hidden is None else hidden
-    require_positive(dim_feedforward=hidden)
-    if activation not in _ACTIVATIONS:
-        raise ArgumentError(
-            "activation", expected=f"one of {', '.join(_ACTIVATIONS)}", got=repr(activation), do="Take one of these."
-        )
-    return nn.Sequential(
-        linear(width, hidden, bias=bias, device=device, dtype=dtype),
-        _ACTIVATIONS[activation](),
-        linear(hidden, width, bias=bias, device=device, dtype=dtype),
-    )
 
 
 def _real(name: str, mask: Mask | Tensor | None, tokens: Tensor) -> Mask | None:

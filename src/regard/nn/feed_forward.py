@@ -1,6 +1,7 @@
 """The feed-forward half of a Transformer block: each token by itself.
 
-Vaswani et al. 2017, section 3.3:  W2 relu(W1 x + b1) + b2; with gelu in BERT and GPT. "swiglu" is the gated form of
+Vaswani et al. 2017, section 3.3:  W2 relu(W1 x + b1) + b2; with gelu in BERT and GPT, with
+relu(x)^2 in Primer (So et al. 2021, https://arxiv.org/abs/2109.08668) and Flamingo. "swiglu" is the gated form of
 Shazeer 2020, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202:  W2 (silu(W x) * V x), where one
 matrix holds W and V; it has half as many weights again for the same hidden width.
 Cost: 2 n d h multiply-adds (3 n d h gated), memory n h.
@@ -18,7 +19,8 @@ from regard._errors import ArgumentError
 from regard.nn._arguments import require_positive, require_probability
 from regard.nn._linear_map import LinearMap
 
-Activation = Literal["relu", "gelu", "swiglu"]
+Activation = Literal["relu", "gelu", "squared_relu", "swiglu"]
+_ACTIVATIONS = ("relu", "gelu", "squared_relu", "swiglu")
 
 
 class FeedForward(nn.Module):
@@ -27,7 +29,7 @@ class FeedForward(nn.Module):
     Args:
         embed_dim: width of the tokens.
         dim_feedforward: the hidden width; 4 * embed_dim unless given.
-        activation: "relu", "gelu" or "swiglu".
+        activation: "relu", "gelu", "squared_relu" or "swiglu".
         bias: have additive vectors.
         dropout_p: chance of dropping a hidden number, in training only.
 
@@ -50,10 +52,9 @@ class FeedForward(nn.Module):
         width = 4 * embed_dim if dim_feedforward is None else dim_feedforward
         require_positive(embed_dim=embed_dim, dim_feedforward=width)
         require_probability(dropout_p=dropout_p)
-        if activation not in {"relu", "gelu", "swiglu"}:
-            raise ArgumentError(
-                "activation", expected="'relu', 'gelu' or 'swiglu'", got=repr(activation), do="Name one of these."
-            )
+        if activation not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise ArgumentError("activation", expected=f"one of {known}", got=repr(activation), do="Name one of these.")
         self.activation: Activation = activation
         inner = 2 * width if activation == "swiglu" else width
         self.inner = LinearMap(embed_dim, inner, bias=bias, device=device, dtype=dtype)
@@ -77,6 +78,8 @@ class FeedForward(nn.Module):
             return functional.relu(hidden)
         if self.activation == "gelu":
             return functional.gelu(hidden)
+        if self.activation == "squared_relu":
+            return functional.relu(hidden).square()
         gate, linear = hidden.chunk(2, -1)
         return functional.silu(gate) * linear
 

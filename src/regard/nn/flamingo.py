@@ -29,7 +29,7 @@ from regard.nn._arguments import check_tokens
 from regard.nn._card import Card
 from regard.nn._cross_attention import CrossAttention, check_batches
 from regard.nn._token_masks import both, token_mask
-from regard.nn.cross_modal import Activation, feedforward
+from regard.nn.feed_forward import Activation, FeedForward
 
 
 def preceding_image(starts: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class GatedCrossAttention(nn.Module):
         context_dim: width of the image tokens; embed_dim unless given.
         head_dim: width of a head; embed_dim / num_heads unless given.
         dim_feedforward: inner width of the feed-forward layers; 4 x embed_dim unless given.
-        activation: "squared_relu" as in Flamingo, "gelu" or "relu".
+        activation: of `FeedForward`; "squared_relu" as in Flamingo.
         gate_per_channel: one gate for each of embed_dim channels instead of one for all.
         norm_eps: epsilon of both LayerNorms.
         bias: do projections and feed-forward layers have one? Flamingo's do not.
@@ -165,7 +165,7 @@ class GatedCrossAttention(nn.Module):
         )
         self.attention_norm = nn.LayerNorm(embed_dim, eps=norm_eps, **place)
         self.feedforward_norm = nn.LayerNorm(embed_dim, eps=norm_eps, **place)
-        self.feedforward = feedforward(embed_dim, dim_feedforward, activation=activation, bias=bias, **place)
+        self.feedforward = FeedForward(embed_dim, dim_feedforward, activation=activation, bias=bias, **place)
         gates = embed_dim if gate_per_channel else 1
         self.attention_gate = nn.Parameter(torch.zeros(gates, **place))
         self.feedforward_gate = nn.Parameter(torch.zeros(gates, **place))

@@ -28,7 +28,7 @@ from regard.nn._card import Card
 from regard.nn._cross_attention import linear
 from regard.nn._real_tokens import real_tokens
 from regard.nn._token_masks import padding_mask
-from regard.nn.cross_modal import Activation, feedforward
+from regard.nn.feed_forward import Activation, FeedForward
 
 
 class PerceiverResampler(nn.Module):
@@ -46,7 +46,7 @@ class PerceiverResampler(nn.Module):
         dim_feedforward: inner width of the feed-forward layers; 4 x embed_dim unless given.
         max_frames: of a video. Given, forward also takes (batch, frames, length, embed_dim) and adds a learned vector
             for each frame; such vectors exist for this many.
-        activation: "squared_relu" as in Flamingo, "gelu" or "relu".
+        activation: of `FeedForward`; "squared_relu" as in Flamingo.
         norm_eps: epsilon of every LayerNorm.
         bias: do projections and feed-forward layers have one? Flamingo's do not.
         dropout_p: chance of dropping an attention weight in training.
@@ -184,7 +184,7 @@ class ResamplerLayer(nn.Module):
         self.key_value = linear(embed_dim, 2 * inner, bias=bias, parts=2, **place)
         self.output = linear(inner, embed_dim, bias=bias, **place)
         self.feedforward_norm = nn.LayerNorm(embed_dim, eps=norm_eps, **place)
-        self.feedforward = feedforward(embed_dim, dim_feedforward, activation=activation, bias=bias, **place)
+        self.feedforward = FeedForward(embed_dim, dim_feedforward, activation=activation, bias=bias, **place)
 
     def forward(self, latents: Tensor, tokens: Tensor, *, mask: Mask | None) -> Tensor:
         """(batch, num_latents, embed_dim), one layer further; `mask` is over [latents; tokens]."""

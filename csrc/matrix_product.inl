@@ -37,7 +37,7 @@ struct Ahead {
 template <class Scalar>
 struct MatrixProduct {
   static constexpr int64_t chunk = 256;                         /* steps */
-  static constexpr int64_t most_rows = 256, most_columns = 256; /* of a tile: its parts fit the second cache */
+  static constexpr int64_t most_rows = 384, most_columns = 384; /* of a tile: its part of A fits the second cache */
   static constexpr int64_t strip = block_rows(kMostColumns);    /* rows between two looks ahead */
   static constexpr int width = Simd<Scalar>::width;
   typedef PlainCore<Scalar> Core;
@@ -71,18 +71,26 @@ struct MatrixProduct {
     return status;
   }
 
-  /* Smaller tiles where there would be too few for the threads. */
+  /* Tiles of equal size that leave no thread waiting for the last ones, and are no smaller than that asks for: what is
+   * read for a tile goes by its edges, and takes about as long as to compute twelve more rows and columns. */
   void cut() {
-    const int64_t wanted = p.threads > 1 ? 2 * (int64_t)p.threads : 1;
-    for (;;) {
-      row_tiles = (p.rows + tile_rows - 1) / tile_rows;
-      column_tiles = (p.columns + tile_columns - 1) / tile_columns;
-      if (row_tiles * column_tiles >= wanted || (tile_rows <= 64 && tile_columns <= kBlock)) break;
-      if (tile_rows > 64)
-        tile_rows /= 2;
-      else
-        tile_columns /= 2;
-    }
+    const int64_t threads = p.threads > 1 ? p.threads : 1;
+    double least_cost = INFINITY;
+    for (int64_t most = most_rows; most >= 32; most -= 32)
+      for (int64_t widest = most_columns; widest >= kBlock; widest -= kBlock) {
+        const int64_t rows = equal_parts(p.rows, most, 16), columns = equal_parts(p.columns, widest, kBlock);
+        const int64_t down = parts(p.rows, rows), across = parts(p.columns, columns);
+        const int64_t idle = (threads - down * across % threads) % threads; /* at the last tiles */
+        const double area = (double)(down * across + idle) * (double)(rows * columns);
+        const double cost = area * (1 + 12.0 / (double)rows + 12.0 / (double)columns);
+        if (cost >= least_cost) continue;
+        least_cost = cost;
+        tile_rows = rows, tile_columns = columns, row_tiles = down, column_tiles = across;
+      }
+  }
+  static int64_t parts(int64_t length, int64_t part) { return (length + part - 1) / part; }
+  static int64_t equal_parts(int64_t length, int64_t most, int64_t unit) {
+    return parts(parts(length, parts(length, most)), unit) * unit;
   }
 
   static void run_task(void *self, int64_t task) { ((MatrixProduct *)self)->tile(task); }

@@ -74,6 +74,9 @@ void check_extremes(int64_t share);
 void check_scans(int64_t share);
 void check_selective_scans(int64_t share);
 
+/* test_product.cpp: matrix products. */
+void check_products(int64_t share);
+
 /* take() for each instruction set of this machine; `isa` counts them. */
 template <class Take>
 void for_each_isa(const Case &c, Take take) {

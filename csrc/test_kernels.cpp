@@ -7,7 +7,7 @@
  * The rooms: test_numbers.h numbers in memory, test_case.h sizes, masks and options, test_loops.cpp the plain loops,
  * test_compare.h what is close enough, test_attention.cpp forward and backward, test_observe.cpp weights and
  * statistics, test_extremes.cpp what is not finite. Which cases there are is said here. test_scans.cpp and
- * test_selective_scan.cpp, sums along the tokens, say theirs.
+ * test_selective_scan.cpp, sums along the tokens, and test_product.cpp say theirs.
  */
 #include <cstdio>
 #include <cstdlib>
@@ -193,6 +193,7 @@ int main(int count, char **arguments) {
   check_extremes(share);
   check_scans(share);
   check_selective_scans(share);
+  check_products(share);
   printf("%lld passed, %lld failed\n", (long long)(checks > failures ? checks - failures : 0), (long long)failures);
   return failures || !checks ? 1 : 0;
 }

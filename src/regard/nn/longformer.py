@@ -22,7 +22,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regard._attention import attention
 from regard._errors import ArgumentError, ShapeError, UnsupportedError
@@ -30,6 +29,7 @@ from regard._shapes import shape_of
 from regard.masks import Causal, Keys, Mask, SlidingWindow
 from regard.nn._arguments import check_tokens, require_positive
 from regard.nn._card import Card
+from regard.nn._linear_map import linear
 from regard.nn._projections import HeadProjections, stack_maps, stacked_maps
 from regard.nn._token_masks import both, padding_mask
 
@@ -192,9 +192,9 @@ class LongformerAttention(HeadProjections):
         tokens = x.gather(1, chosen.places[:, :, None].expand(-1, -1, width))
         weight, bias = self.global_proj_weight, self.global_proj_bias
         to_rest, rest_bias = weight[width:], None if bias is None else bias[width:]
-        (query,) = self.apart(functional.linear(tokens, weight[:width], None if bias is None else bias[:width]), 1)
+        (query,) = self.apart(linear(tokens, weight[:width], None if bias is None else bias[:width]), 1)
         if 2 * chosen.places.shape[1] * self.num_heads > width or self.dropout_now > 0.0:
-            key, value = self.apart(functional.linear(x, to_rest, rest_bias), 2)
+            key, value = self.apart(linear(x, to_rest, rest_bias), 2)
             return self.joined(self.attend(query, key, value, allowed))
         return self._absorbed(x, query, to_rest, rest_bias, allowed)
 

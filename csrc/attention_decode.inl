@@ -294,7 +294,7 @@ struct Decode {
     for (int64_t key = 0; key < keys; key += kGroup) {
       const int64_t some = keys - key < kGroup ? keys - key : kGroup;
       const Storage *from = value_rows + key * p.value.row_stride;
-      coming.ask(key + coming.distance(), kGroup);
+      if (!raw_values) coming.ask(key + coming.distance(), kGroup); /* read in order, memory needs no asking */
       if (!raw_values) Pack::pack_steps(from, p.value.row_stride, some, p.value_dim, s.packed, columns);
       add_values(weights + key / Core::step_width, raw_values ? (const Unit *)from : s.packed,
                  raw_values ? p.value.row_stride : columns, some, sums_of_values);

@@ -20,6 +20,7 @@ struct Forward {
   const regard_forward_results &results;
   const int64_t query_units, blocks;
   const bool plain, raw_keys, raw_values;
+  bool late_first = true; /* blocks of many keys come first, so that no thread waits for one of them at the end */
   int finite = 1;
   int status = REGARD_OK;
 
@@ -71,7 +72,15 @@ struct Forward {
 
   static void run_task(void *self, int64_t task) { ((Forward *)self)->block(task); }
 
+  /* The keys that a block of the first head meets. */
+  int64_t keys_of(int64_t block) const {
+    int64_t keys = 0;
+    if (p.batch && p.heads) Visible(p, 0, 0, block).for_each_run([&](const Run &run) { keys += run.end - run.first; });
+    return keys;
+  }
+
   int run() {
+    if (blocks > 4) late_first = keys_of(0) <= keys_of(blocks - 1);
     regard::for_each_task(p.threads, p.batch * p.heads * blocks, run_task, this);
     if (status != REGARD_OK) return status;
     return finite ? REGARD_OK : REGARD_NOT_FINITE;
@@ -85,8 +94,8 @@ struct Forward {
       return;
     }
     lay_out(&s, memory);
-    /* Late blocks first: with a causal mask they are the long ones. */
-    const int64_t index = blocks - 1 - task % blocks, head = task / blocks % p.heads, batch = task / blocks / p.heads;
+    const int64_t index = late_first ? blocks - 1 - task % blocks : task % blocks, head = task / blocks % p.heads,
+                  batch = task / blocks / p.heads;
     const Visible visible(p, batch, head, index);
     begin(s, visible);
     visible.for_each_run([&](const Run &run) {
@@ -290,6 +299,18 @@ struct Forward {
                                          (v.block * kBlock + lane) * p.bias.query_stride + key * p.bias.key_stride];
   }
 
+  /* The output times the factors. NaN where some of it is not finite, or 0. */
+  Scalar scale_output(const Scratch &s, int lanes) const {
+    typename Core::Vector sums{};
+    for (int64_t i = 0; i < p.value_dim; ++i)
+      for (int lane = 0; lane < lanes; lane += width) {
+        const typename Core::Vector scaled = load(s.output + i * kBlock + lane) * load(s.factors + lane);
+        sums = sums + scaled * 0;
+        store(s.output + i * kBlock + lane, scaled);
+      }
+    return sum_of_lanes(sums);
+  }
+
   /* Divide by the sums, add the sink, write rows and lse. */
   void finish(const Scratch &s, const Visible &v) {
     const int64_t first_row = ((v.batch * p.heads) + v.head) * p.q_len + v.block * kBlock;
@@ -305,14 +326,17 @@ struct Forward {
       ((Scalar *)results.lse)[first_row + lane] = lse;
       if (results.lse_low) ((Scalar *)results.lse_low)[first_row + lane] = low;
     }
-    for (int64_t i = 0; i < p.value_dim; ++i)
-      for (int lane = 0; lane < lanes(v); lane += width)
-        store(s.output + i * kBlock + lane, load(s.output + i * kBlock + lane) * load(s.factors + lane));
-    tile_to_rows(s.output, v.rows, p.value_dim, s.rows, p.value_dim);
     Scalar probe = 0;
     Storage *to = row_of<Storage>(results.output, v.batch, v.head, v.block * kBlock);
-    for (int64_t row = 0; row < v.rows; ++row)
-      narrow(s.rows + row * p.value_dim, p.value_dim, to + row * results.output.row_stride, &probe);
+    if (__is_same(Storage, Scalar) && v.rows == kBlock) { /* nothing to convert: at once to where it belongs */
+      probe = scale_output(s, kBlock);
+      tile_to_rows(s.output, kBlock, p.value_dim, (Scalar *)to, results.output.row_stride);
+    } else {
+      scale_output(s, lanes(v));
+      tile_to_rows(s.output, v.rows, p.value_dim, s.rows, p.value_dim);
+      for (int64_t row = 0; row < v.rows; ++row)
+        narrow(s.rows + row * p.value_dim, p.value_dim, to + row * results.output.row_stride, &probe);
+    }
     if (probe != 0 || probe != probe) __atomic_store_n(&finite, 0, __ATOMIC_RELAXED);
   }
 };

@@ -10,6 +10,7 @@
 namespace {
 #include "multiply.inl"
 #include "pack.inl"
+#include "transpose.inl"
 #include "visible.inl"
 #include "distance.inl"
 #include "scores.inl"

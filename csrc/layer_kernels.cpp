@@ -9,6 +9,7 @@
 namespace {
 #include "multiply.inl"
 #include "pack.inl"
+#include "transpose.inl"
 #include "matrix_product.inl"
 #include "causal_chunk.inl"
 #include "causal_segments.inl"

@@ -110,6 +110,9 @@ __attribute__((noinline)) void multiply_rows(const Product<typename Core::Scalar
   int64_t row = 0;
   for (; row + R <= rows; row += R)
     multiply_block<Core, R, C, kEnding, kUnitStep>(p, a + row * p.a_row, b, c + row * p.c_row, extra);
+  if (R > 4)
+    for (; row + 4 <= rows; row += 4)
+      multiply_block<Core, 4, C, kEnding, kUnitStep>(p, a + row * p.a_row, b, c + row * p.c_row, extra);
   if (R > 2)
     for (; row + 2 <= rows; row += 2)
       multiply_block<Core, 2, C, kEnding, kUnitStep>(p, a + row * p.a_row, b, c + row * p.c_row, extra);

@@ -66,12 +66,18 @@ REGARD_INLINE double most_of(const double *) { return __DBL_MAX__; }
 /* `count` neighbouring numbers to the caller's type. Adds 0 to `probe`, or NaN when one that is written is not finite. */
 template <class Storage, class Scalar>
 void narrow(const Scalar *from, int64_t count, Storage *to, Scalar *probe) {
+  constexpr int width = Simd<Scalar>::width;
   const Scalar most = most_of(to);
-  Scalar sum = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    sum += from[i] > most || from[i] < -most ? (Scalar)NAN : from[i] * 0;
-    from_working(from[i], to + i);
+  const auto never = broadcast((Scalar)NAN);
+  VectorOf<Scalar> sums{}; /* of many lanes: one sum would wait for itself at every number */
+  int64_t i = 0;
+  for (; i + width <= count; i += width) {
+    const VectorOf<Scalar> some = load(from + i);
+    sums = sums + (some > most ? never : some < -most ? never : some * 0);
   }
+  Scalar sum = sum_of_lanes(sums);
+  for (; i < count; ++i) sum += from[i] > most || from[i] < -most ? (Scalar)NAN : from[i] * 0;
+  for (i = 0; i < count; ++i) from_working(from[i], to + i);
   *probe += sum;
 }
 
@@ -145,95 +151,3 @@ REGARD_INLINE void store_halves(uint32_t *to, Floats numbers) {
   _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(numbers));
 }
 #endif
-
-/* ------------------------------------------------------------------------------------- transposing */
-
-#if defined(REGARD_AVX512)
-/* 16 x 16 numbers of 32 bits: rows to columns. Changes `a`. */
-REGARD_INLINE void transpose_registers(__m512i a[16], __m512i out[16]) {
-  __m512i b[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
-    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
-    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    out[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
-    out[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
-    out[i + 4] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0x88);
-    out[i + 12] = _mm512_shuffle_i32x4(b[i + 4], b[i + 12], 0xdd);
-  }
-}
-#endif
-
-/* `count` <= 64 rows of `width` units to a tile [width][64]. Lanes past count, in groups that have a row, become 0;
- * `row_stride` counts bytes, since a row of bfloat16 pairs may begin at any of them. */
-template <class Unit>
-void rows_to_tile(const void *from, int64_t row_bytes, int64_t count, int64_t width, Unit *tile) {
-  const char *bytes = (const char *)from;
-#if defined(REGARD_AVX512)
-  if (sizeof(Unit) == 4) {
-    for (int64_t row = 0; row < count; row += 16) {
-      const int rows = count - row < 16 ? (int)(count - row) : 16;
-      for (int64_t i = 0; i < width; i += 16) {
-        const int columns = width - i < 16 ? (int)(width - i) : 16;
-        const __mmask16 some = (__mmask16)((1u << columns) - 1);
-        __m512i in[16], out[16];
-#pragma GCC unroll 16
-        for (int r = 0; r < 16; ++r)
-          in[r] =
-              r < rows ? _mm512_maskz_loadu_epi32(some, bytes + (row + r) * row_bytes + i * 4) : _mm512_setzero_si512();
-        transpose_registers(in, out);
-        for (int c = 0; c < columns; ++c) _mm512_storeu_si512((uint32_t *)tile + (i + c) * kBlock + row, out[c]);
-      }
-    }
-    return;
-  }
-#endif
-  const int64_t lanes = (count + kGroup - 1) / kGroup * kGroup;
-  for (int64_t lane = 0; lane < lanes; ++lane)
-    for (int64_t i = 0; i < width; ++i) {
-      Unit unit = 0;
-      if (lane < count) memcpy(&unit, bytes + lane * row_bytes + i * (int64_t)sizeof(Unit), sizeof unit);
-      tile[i * kBlock + lane] = unit;
-    }
-}
-
-/* A tile [width][64] to `count` rows [width] of the working type. */
-template <class Scalar>
-void tile_to_rows(const Scalar *tile, int64_t count, int64_t width, Scalar *rows, int64_t row_stride) {
-#if defined(REGARD_AVX512)
-  if (sizeof(Scalar) == 4) {
-    for (int64_t i = 0; i < width; i += 16)
-      for (int64_t row = 0; row < count; row += 16) {
-        const int columns = width - i < 16 ? (int)(width - i) : 16;
-        const int wanted = count - row < 16 ? (int)(count - row) : 16;
-        __m512i in[16], out[16];
-#pragma GCC unroll 16
-        for (int c = 0; c < 16; ++c)
-          in[c] = c < columns ? _mm512_loadu_si512(tile + (i + c) * kBlock + row) : _mm512_setzero_si512();
-        transpose_registers(in, out);
-        const __mmask16 some = (__mmask16)((1u << columns) - 1);
-        for (int r = 0; r < wanted; ++r) _mm512_mask_storeu_epi32(rows + (row + r) * row_stride + i, some, out[r]);
-      }
-    return;
-  }
-#endif
-  for (int64_t row = 0; row < count; ++row)
-    for (int64_t i = 0; i < width; ++i) rows[row * row_stride + i] = tile[i * kBlock + row];
-}

@@ -137,6 +137,15 @@ REGARD_INLINE Vector larger(Vector a, Vector b) {
 }
 #endif
 
+/* The smaller one; of NaN and a number the second. */
+#if defined(REGARD_AVX512)
+REGARD_INLINE Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+#elif defined(REGARD_AVX2)
+REGARD_INLINE Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+#else
+REGARD_INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#endif
+
 /* The sum of all lanes, always in the same order. */
 #if defined(REGARD_AVX512)
 REGARD_INLINE float sum_of_lanes(Floats vector) { return _mm512_reduce_add_ps(vector); }
@@ -245,8 +254,8 @@ REGARD_INLINE Doubles where_bit(uint64_t word, int first, Doubles vector, Double
 }
 #endif
 
-/* 2 to the x - low. For |low| far below 1 only: `power_of_sum` takes any. NaN stays NaN; -inf gives 0; below 2^-126 it
- * may be 0; a whole x is exact. Relative error before rounding: kDegree 6 2.0e-9, kDegree 4 2.9e-6, enough for a weight
+/* 2 to the x - low. For |low| far below 1 only: `power_of_sum` takes any. NaN stays NaN; -inf gives 0; a result
+ * below 2^-126 may be any other that small; a whole x is exact. Relative error before rounding: kDegree 6 2.0e-9, kDegree 4 2.9e-6, enough for a weight
  * that is rounded to bfloat16. The polynomials are minimax fits of 2^x on [0, 1) in relative error with 1 at 0, made
  * with Lawson's iteration. */
 template <int kDegree>
@@ -274,10 +283,8 @@ REGARD_INLINE Floats power_of_two(Floats x, Floats low) {
 }
 #else
 template <int kDegree>
-REGARD_INLINE Floats power_of_two(Floats x, Floats low) {
-  const Floats lowest = broadcast(-126.0f), highest = broadcast(127.99999f);
-  Floats y = x < lowest ? lowest : x;
-  y = y > highest ? highest : y;
+REGARD_INLINE Floats power_from(Floats lowest, Floats x, Floats low) {
+  const Floats y = smaller(broadcast(127.99999f), larger(lowest, x));
 #if defined(REGARD_AVX2)
   const Floats down = _mm256_floor_ps(y);
 #else
@@ -285,9 +292,17 @@ REGARD_INLINE Floats power_of_two(Floats x, Floats low) {
   down = down > y ? down - 1.0f : down;
 #endif
   const Floats p = exp2_fraction<kDegree>(y - down - low);
-  const Ints32 scaled = (Ints32)p + (__builtin_convertvector(down, Ints32) << 23);
-  const Floats result = x < lowest ? Floats{} : (Floats)scaled;
-  return x == x ? result : x;
+  return (Floats)((Ints32)p + (__builtin_convertvector(down, Ints32) << 23)); /* NaN: 0 is added to its bits */
+}
+template <int kDegree>
+REGARD_INLINE Floats power_of_two(Floats x, Floats low) {
+  const Floats lowest = broadcast(-126.0f);
+  return x < lowest ? Floats{} : power_from<kDegree>(lowest, x, low);
+}
+/* The bits of 1, and -127 added to the exponent among them, are the bits of 0. */
+template <int kDegree>
+REGARD_INLINE Floats power_of_two(Floats x) {
+  return power_from<kDegree>(broadcast(-127.0f), x, Floats{});
 }
 #endif
 

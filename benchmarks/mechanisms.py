@@ -161,10 +161,11 @@ def run(
     except ValueError as problem:
         console.print(f"benchmarks: {problem}", style="red", highlight=False, soft_wrap=True)
         return WRONG_USAGE
-    if any(step.timed for step in steps) and refused(console, anyway=anyway):
+    timed = any(step.timed for step in steps)
+    if timed and refused(console, anyway=anyway):
         return WRONG_USAGE
     torch.set_num_threads(threads or torch.get_num_threads())
-    results = Results(out / f"{name}.json", SIZES)
+    results = Results(out / f"{name}.json", SIZES, timed=timed)
     measured: dict[tuple[str, str], None] = {}
 
     def take(step: Step) -> None:

@@ -29,9 +29,9 @@ Row = dict[str, Any]
 
 
 class Results:
-    """The rows of every section, by name."""
+    """The rows of every section, by name. Of the machine it tells how it was when something was timed the last time."""
 
-    def __init__(self, path: Path, sizes: Sizes) -> None:
+    def __init__(self, path: Path, sizes: Sizes, *, timed: bool = True) -> None:
         self.path = path
         self.machine = {**machine.describe(), "peers": {name: machine.version_of(name) for name in PACKAGES}}
         del self.machine["threads"]
@@ -40,6 +40,7 @@ class Results:
         before = _read(path)
         if before and before["sizes"] == self.sizes and alike(before["machine"], self.machine):
             self.sections = {section: dict(before[section]) for section in SECTIONS}
+            self.machine = self.machine if timed else before["machine"]
 
     def put(self, section: str, name: str, row: Mapping[str, object]) -> None:
         """Add to what is known under this name; what could not be measured keeps no old numbers."""

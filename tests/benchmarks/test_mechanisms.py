@@ -303,7 +303,8 @@ def test_the_page_tells_what_was_measured():
 # Results
 
 
-def test_rows_of_other_runs_are_kept_on_the_same_machine(tmp_path):
+def test_rows_of_other_runs_are_kept_on_the_same_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     path = tmp_path / "found.json"
     first = Results(path, SMALL)
     first.put("survey", "CBAM", {"error": 1e-7})
@@ -318,6 +319,9 @@ def test_rows_of_other_runs_are_kept_on_the_same_machine(tmp_path):
     second.put("pairs", "SE forward", {"reason": "no more"})
     assert "ratio" not in second.sections["pairs"]["SE forward"]
     assert Results(path, Sizes()).sections["survey"] == {}, "other sizes"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    environments = [Results(path, SMALL, timed=timed).machine["environment"] for timed in (True, False)]
+    assert [found.get("OMP_NUM_THREADS") == "7" for found in environments] == [True, False]
     here = machine.describe()
     assert alike(here, here)
     assert not alike(here, {**here, "processor": "another"})

@@ -31,7 +31,7 @@ from torch import library as operator_library
 from regard._errors import UnsupportedError
 from regard.nn._forward_mode import refuse_tangents
 
-_GROUP_NUMBERS = 2**18  # of one table or of the inputs of one group of channels: about what fits a core's cache
+_GROUP_NUMBERS = 2**17  # of one table or of the inputs of one group of channels: about what fits a core's cache
 _FEWEST_CHANNELS = 16  # a line of cache in float32
 
 

@@ -187,9 +187,11 @@ class S4D(nn.Module):
         if real is not None and (state is not None or return_state):
             return self._forward_masked(x, real, state)
         inputs = x if real is None else x.masked_fill(~real[:, :, None], 0)
-        found = self._scan(inputs, None if state is None else self._checked(state, x.shape[0]))
-        output = self._mix(x, inputs, found.output)
-        return (output, ScanState({_MODES: found.last})) if return_state else output
+        before = None if state is None else self._checked(state, x.shape[0])
+        if not return_state:  # without a name, the scan's output is gone before the projection needs memory
+            return self._mix(x, inputs, self._scan(inputs, before).output)
+        found = self._scan(inputs, before)
+        return self._mix(x, inputs, found.output), ScanState({_MODES: found.last})
 
     def step(self, x: Tensor, state: ScanState) -> tuple[Tensor, ScanState]:
         """One token of each sample, (batch, embed_dim) -> (batch, embed_dim), and the next state. Time O(embed_dim N).

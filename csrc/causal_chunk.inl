@@ -2,8 +2,8 @@
  *
  *     out_i = sum_{j <= i} w_ij v_j / sum_{j <= i} w_ij,   w_ij = (phi(q_i) . phi(k_j)) exp(log_j)
  *
- * Within a chunk w is a triangle; what lies before it is S = sum_j phi(k_j) exp(log_j - scale) v_j^T and z, the same sum
- * without v_j (Katharopoulos et al. 2020; by chunks: Hua et al. 2022). `scale` is the largest log weight so far, so
+ * Within a chunk w is a triangle; what lies before it is S = sum_j phi(k_j) exp(log_j - scale) v_j^T and z, the same
+ * sum without v_j (Katharopoulos et al. 2020; by chunks: Hua et al. 2022). `scale` is the largest log weight so far, so
  * that no factor below is above 1: past_i = exp(scale - high_i), last_j = exp(log_j - high_end) and
  * pair_ij = exp(log_j - high_i), where high_i is the largest up to i.
  *

@@ -1,12 +1,12 @@
-/* selective_scan.inl: a state space whose decay depends on the token (Gu and Dao 2023, "Mamba", eq. 2a), with n numbers of
- * state for each channel:
+/* selective_scan.inl: a state space whose decay depends on the token (Gu and Dao 2023, "Mamba", eq. 2a), with n numbers
+ * of state for each channel:
  *
  *     h_t = exp(step_t decay) h_{t-1} + step_t u_t write_t,    y_t = sum over the n numbers of read_t h_t
  *
- * Lanes are channels. A task has 64 channels of one sample; it reads the tokens in chunks of 32, a few numbers of state at
- * a time, which stay in registers from token to token. Backward begins each chunk with the state that forward kept and
- * computes the others again. What all channels share, the gradients of write and read, each task sums for itself; those
- * sums are then added in one order. */
+ * Lanes are channels. A task has 64 channels of one sample; it reads the tokens in chunks of 32, a few numbers of state
+ * at a time, which stay in registers from token to token. Backward begins each chunk with the state that forward kept
+ * and computes the others again. What all channels share, the gradients of write and read, each task sums for itself;
+ * those sums are then added in one order. */
 
 constexpr int64_t kScanTokens = 32;   /* of a chunk */
 constexpr int64_t kScanChannels = 64; /* of a task */
@@ -17,8 +17,8 @@ constexpr int kScanNumbers = 4;
 #endif
 
 /* 2^x for x that is not above 0. A state lives as long as its decays are close to 1, so that their errors add up over
- * thousands of tokens: here, other than in power_of_two, they vanish with x. Minimax of (2^x - 1) / x on [-1/2, 1/2] with
- * Lawson's iteration; relative error 2.0e-9 before rounding. */
+ * thousands of tokens: here, other than in power_of_two, they vanish with x. Minimax of (2^x - 1) / x on [-1/2, 1/2]
+ * with Lawson's iteration; relative error 2.0e-9 before rounding. */
 REGARD_INLINE Floats decay_of(Floats x) {
   const Floats shift = broadcast(12582912.0f); /* 1.5 2^23: in a sum with it the fraction is rounded away */
   const Floats y = larger(broadcast(-127.0f), x), shifted = y + shift, r = y - (shifted - shift);

@@ -2,7 +2,8 @@
 #   make xray    install, and look at the demo model       -> out/xray/report.html
 #   make test    install, and run every test
 # `make check` is what has to pass before a change lands. `make native-test` runs the native core without Python, under
-# the sanitizers; `make native-test-arm` runs it in an emulator of the other processor.
+# the sanitizers; `make native-test-arm` runs it in an emulator of the other processor; `make isa-test` runs what native
+# must keep on the instruction sets that this machine has beside the best one, which `make test` takes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 CORE := CMakeLists.txt $(filter-out csrc/test_%,$(wildcard csrc/*))
 
-.PHONY: xray test lint check format clean native-test native-test-arm bench
+.PHONY: xray test lint check format clean isa-test native-test native-test-arm bench
 
 xray: $(VENV)/.installed
 	$(BIN)/regard xray --out out/xray --at-length 8192
@@ -35,6 +36,12 @@ native-test:
 	tests/native/run_kernels plain
 	tests/native/run_kernels address,undefined
 	tests/native/run_kernels thread
+
+CONFORMANCE := tests/backends tests/test_dropout.py tests/test_faults*.py tests/test_laws.py tests/test_option_pairs.py
+
+isa-test: $(VENV)/.installed-dev
+	@set -e; for isa in $$($(BIN)/python -c "from regard.backends._library import available_isas as a; print(*a()[1:])"); do \
+		echo "$$isa:"; REGARD_ISA=$$isa $(BIN)/python -m pytest $(CONFORMANCE) -k native; done
 
 native-test-arm:
 	tests/native/run_kernels arm

@@ -58,6 +58,8 @@ CASES = [
     attending("transformer-xl", position=lambda: TransformerXL(4, 6), causal=True),
     attending("continuous", position=lambda: ContinuousBias(4, hidden=8)),
     attending("softcap, layer norm", softcap=2.0, qk_norm="layer"),
+    attending("gated by element", gate="element", kv_heads=2, causal=True, position=lambda: RoPE(6)),
+    attending("gated by head", gate="head", kv_heads=1, value_dim=5),
     attending("padded inside", pad_to=16, position=lambda: RoPE(6), causal=True),
     Case("multihead cross", lambda: MultiHeadAttention(24, 4), with_context(), with_padding=no_keys_are_padded),
     Case(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from regard._errors import ArgumentError
 from regard.nn._multihead_parts import Norm
+from regard.nn._output_gate import GateOf
 from regard.nn.feed_forward import Activation, FeedForward
 from regard.positions import Position
 
@@ -42,6 +43,7 @@ class BlockOptions(TypedDict, total=False):
     softcap: float | None
     sink: bool
     qk_norm: Norm | None
+    gate: GateOf | None
     scale: float | None
     pad_to: int
     backend: str

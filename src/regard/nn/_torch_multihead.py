@@ -61,6 +61,7 @@ def required_of_torch(module: MultiHeadAttention) -> None:
             "softcap": module.softcap is not None,
             "sink": module.sink is not None,
             "qk_norm": not isinstance(module.query_norm, nn.Identity),
+            "gate": module.gate_proj is not None,
             "scale": not math.isclose(module.scale, plain),
         },
         "torch.nn.MultiheadAttention has no such option of its constructor",

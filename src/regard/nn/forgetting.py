@@ -22,9 +22,9 @@ from regard.masks import Causal, Keys, Mask, Padding
 from regard.nn._arguments import check_tokens
 from regard.nn._card import Card
 from regard.nn._mask_rows import Rows
+from regard.nn._output_gate import gate_map
 from regard.nn._projections import HeadProjections
 from regard.nn._token_masks import token_mask
-from regard.nn.gated import gate_map
 
 
 class ForgettingAttention(nn.Module):

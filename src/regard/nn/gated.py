@@ -7,7 +7,8 @@ Two of them, which have little in common but the sigmoid (a third, the forget ga
 
 The first is the guide's convex gate. Its code has no scale, no mask and no projections; here all three are there and
 can be left out. The second is the gate that Qiu et al. 2025, https://arxiv.org/abs/2505.06708, found best of some
-thirty: after the softmax, before the output projection, made from the token that asks (Qwen3-Next has it).
+thirty: after the softmax, before the output projection, made from the token that asks (Qwen3-Next has it; with grouped
+queries and a cache it is `MultiHeadAttention(gate=...)`).
 
 Cost: that of attention, time n^2 d for self-attention and memory n d, and the gate's own projection: 2 n d^2 for the
 first, n d^2 or n d H for the second. Both are causal-valid (`causal=True`) and padding-valid (`mask=Padding(lengths)`).
@@ -15,22 +16,20 @@ first, n d^2 or n d H for the second. Both are causal-valid (`causal=True`) and 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from regard._attention import attention
-from regard._errors import ArgumentError
 from regard.masks import Causal, Mask
 from regard.nn._arguments import check_tokens, require_heads, require_probability
 from regard.nn._card import Card
-from regard.nn._linear_map import LinearMap, linear
+from regard.nn._linear_map import linear
+from regard.nn._output_gate import GateOf, gate_map, output_gate, through_gate
 from regard.nn._projections import HeadProjections
 from regard.nn._token_masks import both, token_mask
 from regard.positions import Position
-
-GateOf = Literal["element", "head"]
 
 
 class GatedAttention(nn.Module):
@@ -200,17 +199,14 @@ class OutputGatedAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if gate not in {"element", "head"}:
-            raise ArgumentError(
-                "gate", expected="'element' or 'head'", got=repr(gate), do="Say what one number of the gate scales."
-            )
         self.embed_dim, self.gate, self.position = embed_dim, gate, position
         self.projections = HeadProjections(
             embed_dim, num_heads, bias=bias, dropout_p=dropout_p, causal=causal, backend=backend, device=device,
             dtype=dtype,
         )  # fmt: skip
-        width = embed_dim if gate == "element" else num_heads
-        self.gate_proj = gate_map(embed_dim, width, bias=bias, device=device, dtype=dtype)
+        self.gate_proj = output_gate(
+            gate, embed_dim, num_heads, self.projections.head_dim, bias=bias, device=device, dtype=dtype
+        )
 
     def forward(
         self,
@@ -251,38 +247,16 @@ class OutputGatedAttention(nn.Module):
             backend=heads.backend,
         )
         gate = torch.sigmoid(self.gate_proj(x))
-        output = heads.from_heads(_through(gate, found))
+        output = heads.from_heads(through_gate(gate, found))
         return (output, gate) if return_gate else output
 
     def extra_repr(self) -> str:
         return f"gate={self.gate!r}"
 
 
-def gate_map(
-    inputs: int,
-    outputs: int,
-    *,
-    bias: bool = True,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> nn.Linear:
-    """A linear map with Xavier-uniform weights and a bias of zero."""
-    made = LinearMap(inputs, outputs, bias=bias, device=device, dtype=dtype)
-    nn.init.xavier_uniform_(made.weight)
-    if bias:
-        nn.init.zeros_(made.bias)
-    return made
-
-
 def _joined(heads: Tensor) -> Tensor:
     """(batch, heads, length, head_dim) to (batch, length, embed_dim)."""
     return heads.transpose(1, 2).flatten(2)
-
-
-def _through(gate: Tensor, heads: Tensor) -> Tensor:
-    """Heads (batch, heads, length, head_dim) times their gate (batch, length, embed_dim or heads)."""
-    batch, length, width = gate.shape
-    return heads * gate.reshape(batch, length, heads.shape[1], width // heads.shape[1]).transpose(1, 2)
 
 
 def _masked(mask: Mask | Tensor | None, query: Tensor, key: Tensor, *, causal: bool) -> Mask | None:

@@ -8,7 +8,8 @@ Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.037
 The guide's code divides the scores by d_k where its text, like the paper, divides by sqrt(d_k): the text is right, and
 it is what is done here. Fewer key and value heads than query heads (`kv_heads`) are grouped-query attention (Ainslie et
 al. 2023, https://arxiv.org/abs/2305.13245), a single one is multi-query attention (Shazeer 2019,
-https://arxiv.org/abs/1911.02150).
+https://arxiv.org/abs/1911.02150). A gate between the heads and W^O (`gate`) is that of Qiu et al. 2025,
+https://arxiv.org/abs/2505.06708: `_output_gate.py`.
 
 Cost: time n * m * d for n queries, m keys and width d, and 4 n d^2 for the projections; memory O((n + m) d), since
 regard's kernels hold no n x m tensor. Causal-valid (`causal=True`) and padding-valid (`mask=Padding(lengths)`).
@@ -43,6 +44,7 @@ from regard.nn._multihead_parts import (
     split_heads,
     turns_once,
 )
+from regard.nn._output_gate import GateOf, begin_gate, output_gate, through_gate
 from regard.nn._torch_multihead import as_torch, load_all, options_of, required_of_torch, state_for
 from regard.nn.tensor_cores import pad_to_multiple
 from regard.positions import Position
@@ -65,13 +67,16 @@ class MultiHeadAttention(nn.Module):
         softcap: scores become softcap * tanh(scores / softcap).
         sink: each head has a learned logit that takes part in the softmax and gives nothing; it begins at 0.
         qk_norm: norm each head's queries and keys, before the position turns them: "rms" or "layer".
+        gate: multiply the heads' outputs by sigmoid(query Wg + bg) before they are projected together: "element", a
+            number for each channel of each head, as in Qwen3-Next, or "head", one for each head.
         scale: factor of the dot products; 1 / sqrt(head_dim) unless given.
         pad_to: make heads wider inside, by zeros, to a multiple (8 or 16 for tensor cores); changes no result.
         backend: of `regard.attention`.
 
     Parameters: `in_proj_weight` ((num_heads + kv_heads) * head_dim + kv_heads * value_dim, embed_dim), rows in the
     order query, key, value, or with another kdim or vdim `q_proj_weight`, `k_proj_weight`, `v_proj_weight`;
-    `in_proj_bias`; `out_proj` (embed_dim, num_heads * value_dim). Weights begin Xavier-uniform, biases at 0.
+    `in_proj_bias`; `out_proj` (embed_dim, num_heads * value_dim); with a gate `gate_proj`, to num_heads * value_dim
+    or num_heads numbers. Weights begin Xavier-uniform, biases at 0.
 
     Raises:
         ArgumentError: a size below 1, heads that do not divide, an option out of its range.
@@ -94,6 +99,7 @@ class MultiHeadAttention(nn.Module):
     v_proj_weight: nn.Parameter | None
     in_proj_bias: nn.Parameter | None
     sink: nn.Parameter | None
+    gate_proj: nn.Linear | None
 
     def __init__(
         self,
@@ -112,6 +118,7 @@ class MultiHeadAttention(nn.Module):
         softcap: float | None = None,
         sink: bool = False,
         qk_norm: Norm | None = None,
+        gate: GateOf | None = None,
         scale: float | None = None,
         pad_to: int = 1,
         backend: str = "auto",
@@ -139,6 +146,9 @@ class MultiHeadAttention(nn.Module):
         self._make_projections(made, bias=bias)
         self.query_norm, self.key_norm = norm_of(qk_norm, self.head_dim, made), norm_of(qk_norm, self.head_dim, made)
         self.sink = nn.Parameter(torch.empty(num_heads, **made)) if sink else None
+        self.gate_proj = None
+        if gate is not None:
+            self.gate_proj = output_gate(gate, embed_dim, num_heads, self.value_dim, bias=bias, **made)
         self.reset_parameters()
         cast("Any", self).register_load_state_dict_pre_hook(state_for)
 
@@ -161,6 +171,8 @@ class MultiHeadAttention(nn.Module):
         for bias in (self.in_proj_bias, self.out_proj.bias, self.sink):
             if bias is not None:
                 nn.init.zeros_(bias)
+        if self.gate_proj is not None:
+            begin_gate(self.gate_proj)
 
     def forward(
         self,
@@ -198,7 +210,7 @@ class MultiHeadAttention(nn.Module):
         states = self._project(query, key, value)
         if self.causal:
             mask = joined(Causal(), mask, states)
-        return self._attend(states, mask, bias, self.position)
+        return self._from_heads(query, self._attend(states, mask, bias, self.position))
 
     # ------------------------------------------------------------------------------------------- projections
 
@@ -246,6 +258,7 @@ class MultiHeadAttention(nn.Module):
     def _attend(
         self, states: States, mask: Mask | Tensor | None, bias: Tensor | None, position: Position | None
     ) -> Tensor:
+        """(batch, num_heads, q_len, value_dim)."""
         query, key, value = states
         if self.pad_to > 1:
             query, key, value = (pad_to_multiple(each, self.pad_to).tensor for each in states)
@@ -263,9 +276,13 @@ class MultiHeadAttention(nn.Module):
             enable_gqa=self.kv_heads != self.num_heads,
             backend=self.backend,
         )
-        if self.pad_to > 1:
-            output = output[..., : self.value_dim]
-        return self.out_proj(output.transpose(1, 2).flatten(2))
+        return output[..., : self.value_dim] if self.pad_to > 1 else output
+
+    def _from_heads(self, query: Tensor, heads: Tensor) -> Tensor:
+        """What was asked with, (batch, q_len, embed_dim), makes the gate."""
+        if self.gate_proj is not None:
+            heads = through_gate(torch.sigmoid(self.gate_proj(query)), heads)
+        return self.out_proj(heads.transpose(1, 2).flatten(2))
 
     # ------------------------------------------------------------------------------------------------- cache
 
@@ -309,12 +326,15 @@ class MultiHeadAttention(nn.Module):
             queries = self._query_heads(self._projected(0, query))
             states = (queries, cache.keys, cache.values)
             kept = joined(Causal(), cache.mask(), states) if self.causal else cache.mask()
-            return self._attend(states, joined(kept, mask, states), bias, self.position)
+            heads = self._attend(states, joined(kept, mask, states), bias, self.position)
+            return self._from_heads(query, heads)
         states, position = self._read(query, cache)
         kept = cache.mask()
         if self.causal and query.shape[1] > 1:  # a single last token sees all that there is
             kept = joined(Causal("bottom_right"), kept, states)
-        return self._attend(states, joined(kept, mask_at_the_end(mask), states), bias, position)
+        return self._from_heads(
+            query, self._attend(states, joined(kept, mask_at_the_end(mask), states), bias, position)
+        )
 
     def _read(self, query: Tensor, cache: KeyValueCache) -> tuple[States, Position | None]:
         """Put the new tokens into the cache; the states to attend with, and what is left of the position."""

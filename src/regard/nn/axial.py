@@ -117,6 +117,9 @@ class CrissCrossAttention(GridMixer):
     Twice in a row it reaches every token, as CCNet applies it. CCNet itself narrows query and key to channels / 8 and
     adds the input, scaled by a learned number; both are left to the caller.
 
+    In float64 the result is right to about 1e-7: the lines are joined by float32 normalisers. `path="mask"` has all
+    digits.
+
     Raises:
         ArgumentError: a size out of range, heads that do not divide channels, an unknown path.
     """
@@ -129,6 +132,7 @@ class CrissCrossAttention(GridMixer):
         memory="O(n d)",
         causal=None,
         padding=None,
+        note="The lines are joined by their normalisers, which are float32: in float64 it is right to about 1e-7.",
     )
 
     def own_mask(self, shape: Grid) -> Mask:

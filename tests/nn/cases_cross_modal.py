@@ -110,7 +110,7 @@ CASES = [
         make=lambda: mechanisms.PerceiverResampler(TEXT, 3, num_latents=3, depth=2),
         inputs=tokens(TEXT),
         with_padding=lambda lengths: {"mask": Padding(lengths)},
-        empty=False,  # latents come out though nothing went in: test_cross_modal.py
+        empty=False,  # latents come out though nothing went in: test_perceiver.py
     ),
     Case(
         name="perceiver_resampler_gelu",

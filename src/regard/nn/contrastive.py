@@ -37,7 +37,60 @@ from regard.nn._contrastive_chunks import Matches, clip_in_chunks, siglip_in_chu
 Groups = Tensor | tuple[Tensor, Tensor]
 
 
-class CLIPLoss(nn.Module):
+class _ScaledLoss(nn.Module):
+    """A loss of cosine similarities, multiplied with a scale that is learned as its log. See `CLIPLoss`."""
+
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        temperature: float,
+        max_scale: float | None,
+        *,
+        learned: bool,
+        label_smoothing: float,
+        chunk_size: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        _require_options(label_smoothing, chunk_size)
+        for name, number in (("temperature", temperature), ("max_scale", 1.0 if max_scale is None else max_scale)):
+            if not (number > 0.0 and math.isfinite(number)):
+                raise ArgumentError(
+                    name,
+                    expected="a positive number",
+                    got=repr(number),
+                    do="CLIP begins at 0.07 and stops at scale 100.",
+                )
+        self.max_scale, self.label_smoothing, self.chunk_size = max_scale, label_smoothing, chunk_size
+        _register(self, "log_scale", torch.tensor(-math.log(temperature), device=device, dtype=dtype), learned=learned)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosine similarities are multiplied with, at most `max_scale`; in float32 or float64."""
+        wide = self.log_scale if self.log_scale.dtype == torch.float64 else self.log_scale.float()
+        if self.max_scale is None:
+            return wide.exp()
+        # Beyond the bound a plain clamp has no gradient, and the parameter would never come back.
+        beyond = (wide - math.log(self.max_scale)).clamp(min=0.0).detach()
+        return (wide - beyond).exp()
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Put a temperature that an optimizer step took beyond the bound back to it."""
+        if self.max_scale is not None:
+            self.log_scale.clamp_(max=math.log(self.max_scale))
+
+
+def _register(module: nn.Module, name: str, value: Tensor, *, learned: bool) -> None:
+    if learned:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
+class CLIPLoss(_ScaledLoss):
     """CLIP's symmetric cross-entropy with a learned temperature.
 
     `log_scale` is the log of the scale, the inverse of the temperature. CLIP keeps the scale at 100 or below: so does
@@ -78,15 +131,10 @@ class CLIPLoss(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        _require_options(label_smoothing, chunk_size)
-        self.max_scale, self.label_smoothing, self.chunk_size = max_scale, label_smoothing, chunk_size
-        _register_scale(self, temperature, max_scale, learned=learned, device=device, dtype=dtype)
-
-    @property
-    def scale(self) -> Tensor:
-        """What cosine similarities are multiplied with, at most `max_scale`; in float32 or float64."""
-        return _bounded_scale(self.log_scale, self.max_scale)
+        super().__init__(
+            temperature, max_scale, learned=learned, label_smoothing=label_smoothing, chunk_size=chunk_size,
+            device=device, dtype=dtype,
+        )  # fmt: skip
 
     def forward(
         self, image: Tensor, text: Tensor, *, groups: Groups | None = None, targets: Tensor | None = None
@@ -102,14 +150,8 @@ class CLIPLoss(nn.Module):
             chunk_size=self.chunk_size,
         )
 
-    def clamp_(self) -> None:
-        """Put a temperature that an optimizer step took beyond the bound back to it."""
-        _clamp(self.log_scale, self.max_scale)
 
-    log_scale: Tensor
-
-
-class SigLIPLoss(nn.Module):
+class SigLIPLoss(_ScaledLoss):
     """SigLIP's sigmoid loss with a learned temperature and bias.
 
     Args:
@@ -148,16 +190,11 @@ class SigLIPLoss(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        _require_options(label_smoothing, chunk_size)
-        self.max_scale, self.label_smoothing, self.chunk_size = max_scale, label_smoothing, chunk_size
-        _register_scale(self, temperature, max_scale, learned=learned, device=device, dtype=dtype)
+        super().__init__(
+            temperature, max_scale, learned=learned, label_smoothing=label_smoothing, chunk_size=chunk_size,
+            device=device, dtype=dtype,
+        )  # fmt: skip
         _register(self, "bias", torch.tensor(bias, device=device, dtype=dtype), learned=learned)
-
-    @property
-    def scale(self) -> Tensor:
-        """What cosine similarities are multiplied with, at most `max_scale`; in float32 or float64."""
-        return _bounded_scale(self.log_scale, self.max_scale)
 
     def forward(
         self, image: Tensor, text: Tensor, *, groups: Groups | None = None, targets: Tensor | None = None
@@ -174,11 +211,6 @@ class SigLIPLoss(nn.Module):
             chunk_size=self.chunk_size,
         )
 
-    def clamp_(self) -> None:
-        """Put a temperature that an optimizer step took beyond the bound back to it."""
-        _clamp(self.log_scale, self.max_scale)
-
-    log_scale: Tensor
     bias: Tensor
 
 
@@ -269,48 +301,6 @@ def _cross_entropy(scores: Tensor, wanted: Tensor, label_smoothing: float) -> Te
     evenly = has_target.to(scores.dtype)[:, None] * (label_smoothing / max(scores.shape[1], 1))
     share = share * (1.0 - label_smoothing) + evenly
     return -(share * scores.log_softmax(1)).sum() / has_target.sum().clamp(min=1)
-
-
-# ------------------------------------------------------------------------------------------------------- temperature
-
-
-def _register_scale(
-    module: nn.Module,
-    temperature: float,
-    max_scale: float | None,
-    *,
-    learned: bool,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> None:
-    for name, number in (("temperature", temperature), ("max_scale", 1.0 if max_scale is None else max_scale)):
-        if not (number > 0.0 and math.isfinite(number)):
-            raise ArgumentError(
-                name, expected="a positive number", got=repr(number), do="CLIP begins at 0.07 and stops at scale 100."
-            )
-    _register(module, "log_scale", torch.tensor(-math.log(temperature), device=device, dtype=dtype), learned=learned)
-
-
-def _register(module: nn.Module, name: str, value: Tensor, *, learned: bool) -> None:
-    if learned:
-        module.register_parameter(name, nn.Parameter(value))
-    else:
-        module.register_buffer(name, value)
-
-
-def _bounded_scale(log_scale: Tensor, max_scale: float | None) -> Tensor:
-    wide = log_scale if log_scale.dtype == torch.float64 else log_scale.float()
-    if max_scale is None:
-        return wide.exp()
-    # Beyond the bound a plain clamp has no gradient, and the parameter would never come back.
-    beyond = (wide - math.log(max_scale)).clamp(min=0.0).detach()
-    return (wide - beyond).exp()
-
-
-@torch.no_grad()
-def _clamp(log_scale: Tensor, max_scale: float | None) -> None:
-    if max_scale is not None:
-        log_scale.clamp_(max=math.log(max_scale))
 
 
 # ------------------------------------------------------------------------------------------------------- arguments

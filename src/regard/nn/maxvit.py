@@ -36,6 +36,8 @@ class _Parts(GridMixer):
     Seen as (outer, inner) on each axis, one of the two numbers the parts and the other the tokens in one.
     """
 
+    tokens_are_inner: ClassVar[bool]
+
     def __init__(
         self,
         channels: int,
@@ -60,9 +62,8 @@ class _Parts(GridMixer):
 
     def _splits(self, padded: Grid) -> list[tuple[int, int]]:
         """(outer, inner) of each axis of a grid that the counts divide."""
-        raise NotImplementedError
-
-    tokens_are_inner: ClassVar[bool]
+        sizes = [(size // count, count) for size, count in zip(padded, self.counts, strict=True)]
+        return sizes if self.tokens_are_inner else [(count, parts) for parts, count in sizes]
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend within each part. Arguments, layout and errors as in `GridMixer.forward`."""
@@ -156,9 +157,6 @@ class MaxViTBlockAttention(_Parts):
         splits = self._splits(shape)
         return GridBlocks(tuple(itertools.chain(*splits)), tuple(itertools.chain(*((1, inner) for _, inner in splits))))
 
-    def _splits(self, padded: Grid) -> list[tuple[int, int]]:
-        return [(size // count, count) for size, count in zip(padded, self.counts, strict=True)]
-
 
 class MaxViTGridAttention(_Parts):
     """Attention within grids of `grid` tokens on each axis, spread evenly, called on (batch, channels, *grid).
@@ -201,9 +199,6 @@ class MaxViTGridAttention(_Parts):
     def own_mask(self, shape: Grid) -> Mask:
         """Of a shape that the grid divides."""
         return GridBlocks(shape, self.counts)
-
-    def _splits(self, padded: Grid) -> list[tuple[int, int]]:
-        return [(count, size // count) for size, count in zip(padded, self.counts, strict=True)]
 
 
 def _differences(counts: tuple[int, ...], device: torch.device) -> Tensor:

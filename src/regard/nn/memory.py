@@ -138,20 +138,14 @@ class MemoryAttention(StatefulMechanism):
         context = _attended(self.local, x, x, both(Causal() if self.local.causal else None, padding))
         recalled = _attended(self.recall, x, before["memory"], None)
         output = context + torch.where((before.seen > 0)[:, None, None], recalled, 0.0)
-        read = x.shape[1] if real is None else real.sum(1)
-        return output, before.replaced(
-            {"memory": self._remembered(context, before["memory"], padding, real)}, read=read
-        )
+        return output, before.written(self._remembered(context, before["memory"], padding), real, x.shape[1])
 
-    def _remembered(self, context: Tensor, memory: Tensor, padding: Mask | None, real: Tensor | None) -> Tensor:
+    def _remembered(self, context: Tensor, memory: Tensor, padding: Mask | None) -> Tensor:
         """M_t of M_(t-1)."""
-        if context.shape[1] == 0:
-            return memory
         slots = self.slots.to(context.dtype).expand(context.shape[0], -1, -1)
         new = _attended(self.write, slots, context, padding)
         decay = self.decay.to(new.dtype).unsqueeze(1)
-        updated = decay * memory + (1 - decay) * new
-        return updated if real is None else torch.where(real.any(1)[:, None, None], updated, memory)
+        return decay * memory + (1 - decay) * new
 
     def extra_repr(self) -> str:
         learned = ", learned" if self.decay_logit is not None else ""

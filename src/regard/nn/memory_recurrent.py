@@ -123,13 +123,7 @@ class RecurrentMemory(StatefulMechanism):
         output = self.backbone(tokens, mask=self._mask(real, x.shape[1]))
         count = self.memory.shape[0]
         after = output[:, -count:] if self.causal else output[:, :count]
-        kept = before["memory"]
-        if real is not None:
-            after = torch.where(real.any(1)[:, None, None], after, kept)
-        elif x.shape[1] == 0:
-            after = kept
-        read = x.shape[1] if real is None else real.sum(1)
-        return output[:, count : count + x.shape[1]], before.replaced({"memory": after}, read=read)
+        return output[:, count : count + x.shape[1]], before.written(after, real, x.shape[1])
 
     def _mask(self, real: Tensor | None, length: int) -> Mask | None:
         count = self.memory.shape[0]

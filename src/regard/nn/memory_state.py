@@ -113,6 +113,16 @@ class MemoryState:
         kept = {name: tensor.to(self.tensors[name].dtype) for name, tensor in tensors.items()}
         return MemoryState(self.owner, {**kept, SEEN: self.seen + read})
 
+    def written(self, memory: Tensor, real: Tensor | None, length: int) -> MemoryState:
+        """The state after a segment of `length` tokens that made this memory, (batch, ...).
+
+        `real` is bool (batch, length), or None where all tokens are real. A dialogue without any keeps what it had.
+        """
+        if real is not None:
+            memory = torch.where(real.any(1)[:, None, None], memory, self["memory"])
+            return self.replaced({"memory": memory}, read=real.sum(1))
+        return self.replaced({"memory": memory if length else self["memory"]}, read=length)
+
 
 class StatefulMechanism(nn.Module):
     """What mechanisms with a memory share: they make a state, and check the one they are given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import library as operator_library
 
 from regard.nn._causal_scan import causal_scan, empty_sums
 
@@ -175,7 +176,7 @@ def test_opcheck():
     tensors, options = drawn(7, log=True, projection="directions")
     for tensor in tensors:
         tensor.requires_grad_()
-    torch.library.opcheck(
+    operator_library.opcheck(
         torch.ops.regard.causal_scan.default,
         (
             *tensors,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import library as operator_library
 
 from regard.backends import _library
 from regard.nn import _causal_scan
@@ -186,7 +187,7 @@ def test_nothing_to_read_leaves_the_state(kind):
 def test_the_operators_keep_torchs_rules(kind):
     tensors, options = drawn(kind, 19, begun=True)
     leaves(tensors, options)
-    torch.library.opcheck(
+    operator_library.opcheck(
         torch.ops.regard.causal_scan.default,
         (*tensors, options.get("log_weight"), options.get("projection"), *options["before"],
          options.get("opposites", False), 64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import library as operator_library
 
 from regard.backends import _library
 from regard.nn import _selective_scan
@@ -174,7 +175,7 @@ def test_without_the_core_the_numbers_are_the_same(monkeypatch):
 
 def test_the_operators_keep_torchs_rules():
     given = [tensor.requires_grad_() for tensor in drawn(35, 3, 2)]
-    torch.library.opcheck(
+    operator_library.opcheck(
         torch.ops.regard.selective_scan.default, tuple(given),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )  # fmt: skip

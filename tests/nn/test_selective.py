@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import library as operator_library
 from torch.nn import functional
 
 import regard
@@ -214,7 +215,7 @@ def test_the_operators_keep_torchs_rules():
     shapes = [(2, 35, 3), (2, 35, 3), (2, 3), (2, 35, 2), (2, 35, 2), (2, 2, 3)]
     inputs, step, decay, write, read, state = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
     given = [tensor.requires_grad_() for tensor in (inputs, step.abs(), -decay.abs(), write, read, state)]
-    torch.library.opcheck(torch.ops.regard.selective_scan.default, tuple(given))
+    operator_library.opcheck(torch.ops.regard.selective_scan.default, tuple(given))
     assert torch.autograd.gradcheck(lambda *tensors: selective_scan(Problem(*tensors))[:2], given)
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import library as operator_library
 from torch.nn import functional
 
 import regard
@@ -279,7 +280,7 @@ def test_the_operators_keep_torchs_rules():
         torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True),
         4,
     )
-    torch.library.opcheck(torch.ops.regard.diagonal_scan.default, tuple(problem))
+    operator_library.opcheck(torch.ops.regard.diagonal_scan.default, tuple(problem))
     assert torch.autograd.gradcheck(lambda *given: diagonal_scan(Problem(*given, 4)), tuple(problem[:4]))
 
 

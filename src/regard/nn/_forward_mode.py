@@ -1,6 +1,6 @@
 """Forward-mode differentiation of operators that have no rule for it: refused, where torch would answer with zeros.
 
-`torch.library.register_autograd` knows backward only. A tangent that comes in is dropped without a word there, and
+torch's `register_autograd` knows backward only. A tangent that comes in is dropped without a word there, and
 what comes out looks as if it depended on nothing.
 """
 

@@ -14,6 +14,7 @@ import torch
 
 import regard
 import regard.measure
+from regard.backends._library import isa
 
 LOAD_LIMIT = 0.5
 """Load of the last minute, for each core, above which timings are worthless."""
@@ -67,10 +68,11 @@ def processor_name() -> str:
 
 
 def isa_of_regard() -> str:
-    """What the native backend says of itself, which names the instructions it uses."""
-    few = torch.zeros(1, 1, 2, 16)
-    answers = {choice.backend: choice.reason for choice in regard.dispatch(few, few, few).choices}
-    return answers.get("native", "there is no native backend")
+    """The instruction set that the native core computes with, or why there is none."""
+    try:
+        return isa()
+    except regard.RegardError as absent:
+        return str(absent)
 
 
 def fma_peak(dtype: str, threads: int) -> tuple[float | None, str]:

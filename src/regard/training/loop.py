@@ -1,0 +1,281 @@
+"""The training loop: one CPU, one GPU, or torchrun over many, unchanged.
+
+    torchrun --nproc-per-node 2 -m regard train NAME          (data parallel)
+    torchrun --nproc-per-node 2 -m regard train NAME --set sharding=full
+
+accelerate chooses the device and wraps the model; what is ours is small: gradients that are exactly those of the mean
+over the whole batch however it is cut, random numbers that depend on nothing but seed, step and process, and
+checkpoints (`regard.training.checkpoint`) from which a run goes on to the same bits.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from regard._errors import CheckpointError, DataError
+from regard.training.average import WeightAverage
+from regard.training.checkpoint import Checkpoints
+from regard.training.config import TrainingConfig
+from regard.training.interruption import StopRequest
+from regard.training.monitor import Monitor
+from regard.training.schedule import rate_at
+from regard.training.setup import accelerator_for, adamw_for, dropout_for, seed_all
+from regard.training.state import TrainingState, load_tensors, load_weights, whole_tensors, whole_weights
+from regard.training.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a run.
+
+    Attributes:
+        step: steps done in all.
+        finished: whether it came to its end, rather than being asked to stop (SIGTERM): then it can be resumed.
+        best: the best value of the task's metric, and `metrics` all of the last evaluation's.
+        model: on the CPU or the device, whole, with the weights that were evaluated last: the average, if one is kept.
+        folder: where everything is.
+    """
+
+    step: int
+    finished: bool
+    best: float
+    metrics: dict[str, float]
+    model: nn.Module
+    folder: Path
+
+
+def train(task: Task, config: TrainingConfig, folder: Path, *, watched: bool = False) -> Trained:
+    """Train a task's model in `folder`, going on from the newest good checkpoint there.
+
+    Args:
+        task: model, examples, loss and metric.
+        config: see `TrainingConfig`.
+        folder: for `checkpoints/`, `log.jsonl` and TensorBoard's `events`.
+        watched: show a progress bar.
+
+    Raises:
+        CheckpointError: a checkpoint of another configuration, a second writer, a full disk.
+        DataError: a task without batches, or a loss that is not finite.
+    """
+    return _Run(task, config, folder, watched=watched).go()
+
+
+class _Objective(nn.Module):
+    """Model and loss as one module: what data-parallel wrappers want is a forward that ends in the loss."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.model = task.model
+        self._loss = task.loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self._loss(self.model, batch)
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(self, task: Task, config: TrainingConfig, folder: Path, *, watched: bool) -> None:
+        self.task, self.config, self.folder = task, config, folder
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.accelerator = accelerator_for(config)
+        self.main = self.accelerator.is_main_process
+        self.watched = watched and self.main
+        apart = bool(config.average_decay) or config.sharding != "none"
+        self.evaluated = copy.deepcopy(task.model) if apart else task.model
+        prepared: Any = self.accelerator.prepare(_Objective(task), adamw_for(task.model, config))
+        self.objective, self.optimizer = cast("tuple[nn.Module, torch.optim.Optimizer]", prepared)
+        self.evaluated.to(self.accelerator.device)
+        self.average = WeightAverage(task.model, config.average_decay) if config.average_decay else None
+        self.dropout = dropout_for(task.model, config)
+        self.state = TrainingState()
+        self.saved_at, self.saved_step = time.monotonic(), -1
+
+    def go(self) -> Trained:
+        monitor = Monitor(self.folder, steps=self.config.steps, enabled=self.main, watched=self.watched)
+        checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.config.keep, writer=self.main)
+        with checkpoints, monitor, StopRequest() as stop:
+            self._resume(checkpoints, monitor)
+            finished = self._steps(checkpoints, monitor, stop)
+            if self.state.evaluated != self.state.step:
+                self._evaluate(monitor)
+            if self.saved_step != self.state.step:
+                self._save(checkpoints, monitor)
+        state = self.state
+        return Trained(state.step, finished, state.best, dict(state.metrics), self.evaluated, self.folder)
+
+    def _steps(self, checkpoints: Checkpoints, monitor: Monitor, stop: StopRequest) -> bool:
+        """Steps to the end, or until a stop is asked for; whether it came to the end."""
+        for batch in self._batches():
+            self._step(batch, monitor)
+            self._look(checkpoints, monitor)
+            if self._agreed(stop.asked):
+                return False
+            if self.config.patience and self.state.waited >= self.config.patience:
+                break
+        return True
+
+    def _batches(self) -> Iterator[Sequence[int]]:
+        """Whole batches from where the state is, epoch after epoch; all processes see the same ones."""
+        state = self.state
+        while state.step < self.config.steps:
+            order = self.task.order(state.epoch)
+            if not order:
+                raise DataError("the task has no batches: its data are empty.")
+            while state.batch < len(order) and state.step < self.config.steps:
+                yield order[state.batch]
+            if state.batch >= len(order):
+                state.epoch, state.batch = state.epoch + 1, 0
+
+    def _step(self, indices: Sequence[int], monitor: Monitor) -> None:
+        """Change the weights once."""
+        config, state = self.config, self.state
+        step = state.step + 1
+        rate = rate_at(
+            step, highest=config.learning_rate, warmup=config.warmup_steps, steps=config.steps, final=config.final_rate
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        units = self.task.units(indices)
+        seed_all(config.seed, step, self.accelerator.process_index)
+        loss = self._gradient(indices, units)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss of step {step} is {loss}. The last checkpoint is good; lower learning_rate.")
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step)
+        if self.dropout is not None:
+            self.dropout.step()
+        state.step, state.batch = step, state.batch + 1
+        state.losses, state.units = state.losses + loss * units, state.units + units
+        if step % config.log_every == 0 or step == config.steps:
+            monitor.training(
+                step,
+                loss=state.losses / state.units,
+                learning_rate=rate,
+                gradient_norm=norm,
+                epoch=state.epoch,
+                units=state.units,
+            )
+            state.losses, state.units = 0.0, 0
+
+    def _gradient(self, indices: Sequence[int], units: int) -> float:
+        """The gradient of the mean loss over a batch, cut into processes * accumulate parts; and that mean.
+
+        Wrappers average gradients over processes, so each part's sum counts `processes` times.
+        """
+        processes, process = self.accelerator.num_processes, self.accelerator.process_index
+        accumulate = self.config.accumulate
+        self.objective.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        for turn in range(accumulate):
+            mine = indices[process + turn * processes :: processes * accumulate]
+            last = turn == accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.objective):
+                total += self._backward(mine, processes / units)
+        return float(cast("Tensor", self.accelerator.reduce(total, "sum"))) / units
+
+    def _backward(self, indices: Sequence[int], scale: float) -> Tensor:
+        """Add the gradient of these examples; of none it is 0, but computed, for the other processes wait for it."""
+        batch = send_to_device(self.task.batch(indices or [0]), self.accelerator.device)
+        total = self.objective(batch) * float(bool(indices))
+        self.accelerator.backward(total * scale)
+        return total.detach().to(torch.float32)
+
+    def _clip(self) -> float:
+        """Scale gradients down to the allowed norm; the norm before."""
+        limit = self.config.clip_norm or math.inf
+        norm: Any = self.accelerator.clip_grad_norm_(self.objective.parameters(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _look(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
+        """What is due after this step: evaluation, a look at attention, a checkpoint."""
+        step, config = self.state.step, self.config
+        if step % config.evaluate_every == 0:
+            self._evaluate(monitor)
+        if config.health_every and step % config.health_every == 0:
+            self._health(monitor)
+        minutes = (time.monotonic() - self.saved_at) / 60
+        late = bool(config.checkpoint_minutes) and minutes > config.checkpoint_minutes
+        if step % config.checkpoint_every == 0 or self._agreed(late):
+            self._save(checkpoints, monitor)
+
+    def _agreed(self, wish: bool) -> bool:  # noqa: FBT001 - a wish is a bool
+        """Whether any process wishes it: no process's clock or signal may decide for itself."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        votes = self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum")
+        return float(cast("Tensor", votes)) > 0
+
+    def _evaluate(self, monitor: Monitor) -> None:
+        """Metrics of the weights as they would be used."""
+        state = self.state
+        model = self._usable()
+        with torch.no_grad():
+            metrics = dict(self.task.evaluate(model.eval()))
+        if self.task.metric not in metrics:
+            raise DataError(f"evaluate() gave {sorted(metrics)}, without the task's metric {self.task.metric!r}.")
+        value = metrics[self.task.metric]
+        better = not state.metrics or value > state.best
+        state.best, state.waited = (value, 0) if better else (state.best, state.waited + 1)
+        state.metrics, state.evaluated = metrics, state.step
+        monitor.evaluation(state.step, metrics)
+
+    def _health(self, monitor: Monitor) -> None:
+        model = self._usable()
+        if self.main:
+            monitor.health(self.state.step, model.eval(), self.task)
+
+    def _usable(self) -> nn.Module:
+        """The model that is evaluated, with today's weights: the average, if one is kept; whole, if they are spread."""
+        if self.evaluated is not self.task.model:
+            load_weights(self.evaluated, whole_weights(self.task.model, self.average))
+        return self.evaluated
+
+    def _save(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
+        """All processes gather, one writes."""
+        tensors = whole_tensors(self.task.model, self.optimizer, self.average)
+        facts = {
+            "state": self.state.saved(),
+            "log": monitor.position(),
+            "dropout": None if self.dropout is None else self.dropout.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        checkpoints.save(self.state.step, tensors, facts, digest=self.config.digest())
+        self.accelerator.wait_for_everyone()
+        self.saved_at, self.saved_step = time.monotonic(), self.state.step
+
+    def _resume(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
+        saved = checkpoints.newest()
+        if saved is None:
+            monitor.start(None)
+            return
+        before: dict[str, Any] = saved.facts["config"]
+        now = self.config.model_dump(mode="json")
+        if saved.digest != self.config.digest():
+            decisive = self.config.decisive()
+            changed = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in decisive if before.get(key) != now[key]]
+            raise CheckpointError(
+                f"{str(self.folder)!r} holds a run of another configuration ({'; '.join(changed) or 'other keys'}). "
+                "Take its configuration, or another folder."
+            )
+        load_tensors(self.task.model, self.optimizer, self.average, saved.tensors)
+        self.state = TrainingState.restored(saved.facts["state"])
+        if self.dropout is not None:
+            self.dropout.load_state_dict(saved.facts["dropout"])
+        self.saved_step = self.state.step
+        monitor.start(saved.facts["log"], skipped=saved.skipped)

@@ -1,0 +1,78 @@
+"""What a run is set up from: the accelerator, the optimizer, the dropout schedule, the random numbers of a step."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
+
+from regard.nn import DropoutSchedule
+from regard.training.config import TrainingConfig
+
+
+def accelerator_for(config: TrainingConfig) -> Accelerator:
+    """Device, precision and processes, as torchrun's environment and the configuration say."""
+    sharded: Any = FullyShardedDataParallelPlugin(fsdp_version=2) if config.sharding == "full" else None
+    return Accelerator(
+        mixed_precision="bf16" if computes_in_bfloat16(config) else "no",
+        fsdp_plugin=sharded,
+        cpu=not torch.cuda.is_available(),
+    )
+
+
+def computes_in_bfloat16(config: TrainingConfig) -> bool:
+    """Whether products are to be in bfloat16: where asked, or by "auto" where the machine has instructions for it."""
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" in _cpu_flags()
+
+
+def adamw_for(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW; vectors (biases, norms, gains) do not decay."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def dropout_for(model: nn.Module, config: TrainingConfig) -> DropoutSchedule | None:
+    """The guide's falling dropout, if it is asked for."""
+    if config.dropout_start is None or config.dropout_end is None:
+        return None
+    return DropoutSchedule(model, config.dropout_start, config.dropout_end, steps=config.steps)
+
+
+def seed_all(seed: int, step: int, process: int) -> None:
+    """All random numbers of a step come from these three, so a resumed run draws what it would have drawn."""
+    mixed = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
+    number = int.from_bytes(mixed[:8], "little") >> 1
+    random.seed(number)
+    torch.manual_seed(number)
+    try:
+        import numpy
+    except ImportError:
+        return
+    numpy.random.seed(number % 2**32)  # noqa: NPY002 - the global generator is what third parties draw from
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            lines = (line for line in file if line.startswith("flags"))
+            return " ".join(word for word in next(lines, "").split() if word in {"avx512_bf16", "amx_bf16"})
+    except OSError:
+        return ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from regard._errors import CheckpointError, DataError
-from regard.xray.weights_check import HEADER_LIMIT, TensorEntry, check_safetensors
+from regard._weights_check import HEADER_LIMIT, TensorEntry, check_safetensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

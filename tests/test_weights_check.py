@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from regard._errors import CheckpointError
-from regard.xray.weights_check import HEADER_LIMIT, TensorEntry, check_safetensors
+from regard._weights_check import HEADER_LIMIT, TensorEntry, check_safetensors
 
 A = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 B = {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]}

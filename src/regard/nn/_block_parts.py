@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regard._errors import ArgumentError
+from regard.nn._dropout import Dropout
 from regard.nn._multihead_parts import Norm
 from regard.nn._output_gate import GateOf
 from regard.nn.feed_forward import Activation, FeedForward
@@ -61,7 +62,7 @@ class Residual(nn.Module):
         super().__init__()
         self.norm_first = options.get("norm_first", True)
         self.norm = norm(embed_dim, options)
-        self.dropout = nn.Dropout(options.get("dropout_p", 0.0))
+        self.dropout = Dropout(options.get("dropout_p", 0.0))
 
     def forward(self, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """See the class; x is (batch, length, embed_dim)."""

@@ -31,6 +31,7 @@ from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_heads
 from regard.nn._card import Card
 from regard.nn._cross_attention import CrossAttention, check_batches
+from regard.nn._dropout import Dropout
 from regard.nn._token_masks import padding_mask
 from regard.nn.feed_forward import Activation, FeedForward
 
@@ -249,7 +250,7 @@ class Stream(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=norm_eps, bias=bias, **place)
         self.feedforward = FeedForward(width, dim_feedforward, activation=activation, bias=bias, **place)
         self.feedforward_norm = nn.LayerNorm(width, eps=norm_eps, bias=bias, **place)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
 
     def after(self, x: Tensor, answer: Tensor) -> Tensor:
         """The rest of the layer where the norms stand after the residuals."""

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from regard._errors import ArgumentError
 from regard.nn._arguments import require_positive, require_probability
+from regard.nn._dropout import Dropout
 from regard.nn._linear_map import LinearMap
 
 Activation = Literal["relu", "gelu", "squared_relu", "swiglu"]
@@ -59,7 +60,7 @@ class FeedForward(nn.Module):
         inner = 2 * width if activation == "swiglu" else width
         self.inner = LinearMap(embed_dim, inner, bias=bias, device=device, dtype=dtype)
         self.outer = LinearMap(width, embed_dim, bias=bias, device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

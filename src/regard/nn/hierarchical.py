@@ -27,6 +27,7 @@ from regard._shapes import shape_of
 from regard.masks import Documents
 from regard.nn._arguments import check_tokens, require_heads, require_positive, require_probability
 from regard.nn._card import Card
+from regard.nn._dropout import Dropout
 from regard.nn._linear_map import LinearMap
 from regard.nn._ragged import Groups, Nested, Ragged, like_tokens, pruned, tokens_of
 from regard.nn.transformer import TransformerEncoder
@@ -247,7 +248,7 @@ class _Read(nn.Module):
         self.gru: nn.GRU | None = None
         if gru:
             self.gru = nn.GRU(embed_dim, embed_dim // 2, batch_first=True, bidirectional=True, **made)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
 
     def forward(self, items: Tensor, groups: Groups) -> Tensor:
         return self.dropout(items if self.gru is None or not len(groups) else _through(self.gru, items, groups))

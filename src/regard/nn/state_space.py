@@ -30,6 +30,7 @@ from regard.masks import Mask
 from regard.nn._arguments import check_tokens, require_positive, require_probability
 from regard.nn._card import Card
 from regard.nn._diagonal_scan import Problem, Scanned, diagonal_scan
+from regard.nn._dropout import dropout
 from regard.nn._linear_map import LinearMap
 from regard.nn._real_tokens import real_tokens
 from regard.nn._scan_state import ScanState, check_state, check_token
@@ -238,7 +239,7 @@ class S4D(nn.Module):
         output = torch.addcmul(output, inputs.to(output.dtype), self.skip.to(output.dtype)).to(x.dtype)
         if self.out_proj is None:
             return output
-        output = functional.dropout(functional.gelu(output), self.dropout_p, self.training)
+        output = dropout(functional.gelu(output), self.dropout_p, self.training)
         output = self.out_proj(output)
         return functional.glu(output, -1) if self.mixing == "glu" else output
 

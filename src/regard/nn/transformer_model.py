@@ -20,6 +20,7 @@ from regard.masks import Mask
 from regard.nn._arguments import require_positive
 from regard.nn._block_parts import BlockOptions, Positions
 from regard.nn._cache import CacheStack
+from regard.nn._dropout import Dropout
 from regard.nn._linear_map import LinearMap
 from regard.nn.transformer import TransformerDecoder, TransformerEncoder
 from regard.nn.transformer_generate import Generated, beam_search
@@ -59,7 +60,7 @@ class TokenEmbedding(nn.Module):
         if absolute == "learned":
             self.places = nn.Parameter(torch.empty(most_tokens or 0, embed_dim, device=device, dtype=dtype))
             nn.init.normal_(self.places, std=0.02)
-        self.dropout = nn.Dropout(dropout_p)
+        self.dropout = Dropout(dropout_p)
 
     def forward(self, tokens: Tensor, *, first: int = 0) -> Tensor:
         """`first` is the place of the first token: the length of the cache when decoding."""

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import regard
-from regard import masks, nn, positions
+from regard import explain, masks, nn, positions
 
 OPTIONAL = ("transformers", "matplotlib", "rich", "cyclopts", "safetensors", "onnx", "hypothesis")
 
@@ -83,18 +83,18 @@ def place_of(name: str) -> tuple[int, str]:
 
 
 def test_public_names_are_sorted():
-    for module in (regard, masks, nn, positions):
+    for module in (regard, explain, masks, nn, positions):
         assert list(module.__all__) == sorted(set(module.__all__), key=place_of), module.__name__
 
 
 def test_public_names_exist_and_dir_shows_them():
-    for module in (regard, masks, nn, positions):
+    for module in (regard, explain, masks, nn, positions):
         for name in module.__all__:
             assert getattr(module, name) is not None
         assert set(module.__all__) <= set(dir(module))
 
 
-@pytest.mark.parametrize("module", [regard, masks, nn, positions], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [regard, explain, masks, nn, positions], ids=lambda module: module.__name__)
 def test_public_names_are_documented(module):
     assert inspect.getdoc(module)
     bare = [name for name in public_names(module) if not own_documentation(getattr(module, name))]
@@ -111,7 +111,7 @@ def own_documentation(thing):
 def test_public_methods_are_documented():
     bare = [
         f"{kind.__name__}.{name}"
-        for module in (regard, masks, nn, positions)
+        for module in (regard, explain, masks, nn, positions)
         for kind in (getattr(module, name) for name in public_names(module))
         if inspect.isclass(kind)
         for name, member in vars(kind).items()

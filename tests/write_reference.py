@@ -28,7 +28,7 @@ from tests import write_mechanisms
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
-ROOMS = ("regard", "regard.masks", "regard.positions", "regard.reference")
+ROOMS = ("regard", "regard.masks", "regard.positions", "regard.explain", "regard.reference")
 BACKENDS = ("native", "sdpa", "eager", "flex")
 START, END = "<!-- backends: written by tests/write_reference.py -->", "<!-- backends: end -->"
 ANSWERS = {"en": ("yes", "no"), "zh": ("是", "否")}

@@ -4,7 +4,7 @@
 is the float64 oracle it is checked against; `regard.masks` say which pairs may attend and
 `regard.positions` how distance matters; `regard.nn` has the mechanisms as modules with weights; `regard.observe`
 shows the weights of any model without taking its fused kernels away; `regard.activate` gives every model the
-native core.
+native core; `regard.explain` has word alignment.
 
 Names are imported when they are first used, so that `regard --help` need not wait for torch.
 """
@@ -15,6 +15,7 @@ from regard._lazy import lazily
 from regard._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from regard import explain as explain
     from regard import masks as masks
     from regard import nn as nn
     from regard import positions as positions
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __getattr__ = lazily(
     __name__,
     {
+        "regard.explain": (),
         "regard.masks": (),
         "regard.nn": (),
         "regard.positions": (),
@@ -85,6 +87,7 @@ __all__ = [
     "attention",
     "deactivate",
     "dispatch",
+    "explain",
     "masks",
     "nn",
     "observe",

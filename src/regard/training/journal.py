@@ -73,6 +73,7 @@ class Journal:
                 self._safe += len(self._later)
                 self._later.clear()
                 self._written = 0
+                self._troubled = False
         return self._safe
 
     def close(self) -> None:
@@ -89,11 +90,10 @@ class Journal:
         except OSError as problem:
             self._fault(problem)
             return False
-        self._troubled = False
         return True
 
     def _fault(self, problem: OSError) -> None:
-        """Warn once for each time of trouble, not for each line."""
+        """Warn once, until everything is on the disk again: not for each line."""
         if not self._troubled:
             what = f"{str(self._path)!r} cannot be written: {problem.strerror}"
             self._warn(f"{what}. Training goes on; lines are kept and written when it can be.")

@@ -7,7 +7,7 @@ it was interrupted by; pauses do not count):
     training        "loss", "learning_rate", "gradient_norm", "epoch", "units" and "units_per_second" since the line
                     before, and memory in bytes: "peak_rss" and with CUDA "cuda_allocated", "cuda_reserved", "cuda_peak"
     evaluation      "metrics"
-    health          what `regard.training.health` saw
+    health          "layers", "gates" and "unseen" of `regard.training.health`, or a "problem"
 
 A number that is not finite is null. `events/`: the same as curves, and maps of attention as images, for
 `tensorboard --logdir FOLDER/events`.
@@ -29,8 +29,9 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from regard._errors import CheckpointError
+from regard._errors import CheckpointError, RegardError
 from regard.training.events import Events
+from regard.training.health import task_health
 from regard.training.journal import Journal
 from regard.training.memory import memory_in_use
 from regard.training.progress import ProgressLine
@@ -143,7 +144,23 @@ class Monitor:
         self._clock.looked(step)
 
     def health(self, step: int, model: nn.Module, task: Task) -> None:
-        """Look at the attention of the model: `regard.training.health.attention_health`. Raises what the model does."""
+        """Look at the attention of the model (`regard.training.health`): a line, curves, a map of each layer.
+
+        A model that cannot be observed (one that is compiled) ends nothing: its line has a "problem".
+        """
+        opened = self._open
+        if opened is None:
+            return
+        try:
+            seen = task_health(model, task)
+        except RegardError as problem:
+            self._log("health", step, problem=str(problem))
+            return
+        self._log("health", step, **seen.facts())
+        opened.events.scalars(step, seen.curves())
+        for name, pixels in seen.maps.items():
+            opened.events.image(step, f"attention_map/{name}", pixels)
+        self._clock.looked(step)
 
     def position(self) -> dict[str, float] | None:
         """The place in the log, as JSON: everything before it is on the disk. None where nothing is logged.

@@ -1,0 +1,1 @@
+"""English to Chinese (or German), with word alignment."""

@@ -12,7 +12,6 @@ import torch
 
 from regard.training import memory
 
-
 _CHILD = """
 from regard.training.memory import peak_rss
 before = peak_rss()

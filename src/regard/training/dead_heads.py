@@ -1,14 +1,18 @@
 """Heads that do not look at what asks: whatever the query, they give the same weights.
 
-    dependence = mean over pairs of queries of [ TV(w_i, w_j) - TV(u_i, u_j) ],   TV(p, q) = sum_k |p_k - q_k| / 2
+    near = mean over neighbours i, j of  TV(w_i, w_j) - TV(u_i, u_j)
+    far  = mean over queries i, j half a text apart of  TV(w_i | S, w_j | S)
+    dependence = max(near, far),   TV(p, q) = sum_k |p_k - q_k| / 2
 
-w_i are the weights of query i, u_i uniform weights over the keys that its mask lets it see: what the mask alone makes
-of a head that does not choose. Pairs are neighbours, and queries half a text apart; the larger of the two means counts,
-for neighbours may be alike (patches of a black sky) and distant queries may share no keys (windows). 0: every query
-gets the same; near 1: no two queries agree. A head below `DEAD_BELOW` is called dead: uniform weights, and everything
-on one key (the dormant heads of Guo et al. 2024, https://arxiv.org/abs/2410.13835), are its two usual forms. A trained
-model can often do without many of its heads (Michel, Levy, Neubig 2019, https://arxiv.org/abs/1905.10650). Measure and
-limit are ours: they ask for no gradient and no labels.
+w_i are the weights of query i; u_i are uniform over the keys that its mask lets it see, which is what the mask alone
+makes of a head that does not choose; w | S is w over the keys S that both may see, scaled to sum 1. Neighbours alone
+may be alike (patches of a black sky); far queries alone share old keys, and do not show that a head looks at what is
+recent. 0: every query gets the same; near 1: no two agree.
+
+A head below `DEAD_BELOW` is called dead: uniform weights, and everything on one key (the dormant heads of Guo et al.
+2024, https://arxiv.org/abs/2410.13835), are its two usual forms. A trained model can often do without many of its heads
+(Michel, Levy, Neubig 2019, https://arxiv.org/abs/1905.10650). Measure and limit are ours: they ask for no gradient and
+no labels.
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ def query_dependence(layer: ObservedLayer, real: Tensor) -> Tensor:
         return torch.full((layer.heads,), torch.nan, dtype=torch.float64)
     batch = layer.call.query.shape[0]
     pairs = max(2, min(_PAIRS, _WEIGHTS // max(1, 4 * batch * layer.heads * layer.kv_len)))
-    near = _excess(layer, real, *_pairs(length, pairs, apart=1))
-    far = _excess(layer, real, *_pairs(length, pairs, apart=(length + 1) // 2))
+    near = _mean_variation(layer, real, *_pairs(length, pairs, apart=1), shared_only=False)
+    far = _mean_variation(layer, real, *_pairs(length, pairs, apart=(length + 1) // 2), shared_only=True)
     return torch.where(far.isnan(), near, torch.where(near.isnan(), far, torch.maximum(near, far))).clamp(min=0.0)
 
 
@@ -52,18 +56,29 @@ def _pairs(length: int, count: int, *, apart: int) -> tuple[Tensor, Tensor]:
     return first, first + apart
 
 
-def _excess(layer: ObservedLayer, real: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Mean total variation between the weights of pairs of queries, beyond that of uniform weights; (heads,)."""
+def _mean_variation(layer: ObservedLayer, real: Tensor, first: Tensor, second: Tensor, *, shared_only: bool) -> Tensor:
+    """`near` or, over shared keys only, `far` of the definition; (heads,)."""
     rows = torch.cat([first, second]).to(real.device)
     one, other = slice(0, len(first)), slice(len(first), None)
     weights, allowed = layer.weights(rows=rows).double(), _allowed(layer, rows)
-    shared = (allowed[:, :, one] & allowed[:, :, other]).sum(-1)
-    most = torch.maximum(allowed[:, :, one].sum(-1), allowed[:, :, other].sum(-1))
-    forced = 1.0 - shared / most.clamp(min=1)
-    apart = (weights[:, :, one] - weights[:, :, other]).abs().sum(-1) / 2
+    both = allowed[:, :, one] & allowed[:, :, other]
+    if shared_only:
+        apart = _variation(_scaled(weights[:, :, one] * both), _scaled(weights[:, :, other] * both))
+    else:
+        most = torch.maximum(allowed[:, :, one].sum(-1), allowed[:, :, other].sum(-1))
+        forced = 1.0 - both.sum(-1) / most.clamp(min=1)
+        apart = _variation(weights[:, :, one], weights[:, :, other]) - forced
     known = (real[:, rows[one]] & real[:, rows[other]]).unsqueeze(1)
-    counts = (shared >= 2) & known
-    return (torch.where(counts, apart - forced, 0.0).sum((0, 2)) / counts.sum((0, 2))).cpu()  # 0 / 0 is NaN
+    counts = (both.sum(-1) >= 2) & known
+    return (torch.where(counts, apart, 0.0).sum((0, 2)) / counts.sum((0, 2))).cpu()  # 0 / 0 is NaN
+
+
+def _variation(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).abs().sum(-1) / 2
+
+
+def _scaled(weights: Tensor) -> Tensor:
+    return weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _allowed(layer: ObservedLayer, rows: Tensor) -> Tensor:

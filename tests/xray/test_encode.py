@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from regard._errors import ArgumentError, DataError, RegardError
+from regard._text import FILE_LIMIT, check_text, read_text
 from regard.xray.encode import CHARACTER_LIMIT, Stream, encode, token_room
 from regard.xray.loading import LoadedModel, load
-from regard.xray.text import FILE_LIMIT, check_text, read_text
 from tests.models import tiny
 
 HARD = 'The 银行 bank 👩‍👧 e\u0301 עברית </script> "\u2028\0x'

@@ -49,6 +49,10 @@ def _run(arguments: list[str]) -> int:
     # By name, so that no command's imports are paid for before it runs.
     xray_help = "Look at every attention layer of a model while it reads a text."
     app.command("regard.cli.xray:xray", name="xray", help=xray_help)
+    app.command("regard.cli.train:train", name="train", help="Train a recipe on its real data.")
+    run = App(name="run", help="Use a trained recipe on your own input.", help_format="plaintext")
+    run.command("regard.cli.run:translation", name="translation", help="Translate English, with word alignment.")
+    app.command(run)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:

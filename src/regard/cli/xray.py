@@ -135,8 +135,8 @@ def _prepared(model: str | None, wish: _Wish) -> tuple[LoadedModel, Encoded]:
 
 def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) -> tuple[str, str | None]:
     from regard._errors import DataError
+    from regard._text import check_text, read_text
     from regard.xray.demo_text import DEMO_TEXT
-    from regard.xray.text import check_text, read_text
 
     if sum(given is not None for given in (text, file, pair)) > 1:
         raise DataError("expected one of --text, --file and --pair, got several. Give one.")

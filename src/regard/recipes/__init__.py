@@ -7,6 +7,10 @@ depend on what was imported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from regard._errors import ArgumentError, DependencyError
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,21 @@ RECIPES = (
         "regard.recipes.language_model.recipe",
     ),
 )
+
+
+def find(name: str) -> ModuleType:
+    """The module of a recipe.
+
+    Raises:
+        ArgumentError: no recipe has this name.
+        DependencyError: a package of the group `train` is absent.
+    """
+    homes = {recipe.name: recipe.home for recipe in RECIPES}
+    if name not in homes:
+        raise ArgumentError("recipe", expected=f"one of {', '.join(homes)}", got=repr(name), do="Name one of these.")
+    try:
+        return import_module(homes[name])
+    except ImportError as problem:
+        if (problem.name or "").partition(".")[0] == "regard":
+            raise
+        raise DependencyError(problem.name or "a package", "train") from problem

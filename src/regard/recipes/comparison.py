@@ -1,0 +1,162 @@
+"""Variants of a recipe, trained one after the other at equal budget; an interrupted comparison goes on where it was.
+
+Each variant has a folder of its own: that of its training run, from whose checkpoints it goes on, and `result.json`
+when it is finished, which is not computed again while the configuration is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from regard._errors import ArgumentError
+from regard.training.config import TrainingConfig
+from regard.training.loop import train
+from regard.training.setup import adamw_for, computes_in_bfloat16
+from regard.training.task import Task
+
+C = TypeVar("C", bound=TrainingConfig)
+T = TypeVar("T", bound=Task)
+Result = dict[str, Any]
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Variant(Generic[C]):
+    """One of those that are compared: a name, which is its folder's too, and its configuration."""
+
+    name: str
+    config: C
+
+
+def compare_variants(
+    variants: Sequence[Variant[C]],
+    folder: Path,
+    *,
+    make_task: Callable[[C], T],
+    report: Callable[[T, torch.nn.Module, C], Mapping[str, Any]],
+    say: Callable[[str], None],
+    watched: bool = False,
+) -> dict[str, Result] | None:
+    """Train what is not trained yet; the result of each by its name. None when it was asked to stop (SIGTERM).
+
+    A result is the report with `parameters`, `steps` and `seconds` (of this session's training) added.
+    """
+    results = {variant.name: _finished(folder / variant.name, variant.config) for variant in variants}
+    waiting = [variant for variant in variants if results[variant.name] is None]
+    say(f"{len(variants)} variants, {len(variants) - len(waiting)} of them finished.")
+    if waiting:
+        say(f"Expected: {told_time(_expected_seconds(waiting, make_task))} on this machine.")
+    for variant in waiting:
+        begun = time.monotonic()
+        task = make_task(variant.config)
+        keep: Callable[[Path], None] | None = getattr(task, "keep", None)
+        if keep is not None:  # what a run needs beside its weights, such as a vocabulary
+            keep(folder / variant.name)
+        trained = train(task, variant.config, folder / variant.name, watched=watched)
+        if not trained.finished:
+            say(f"{variant.name}: stopped at step {trained.step}; the same command goes on from there.")
+            return None
+        result: Result = {
+            "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
+            "steps": trained.step,
+            "seconds": round(time.monotonic() - begun, 1),
+            **report(task, trained.model, variant.config),
+        }
+        _write(folder / variant.name, variant.config, result)
+        results[variant.name] = result
+        say(f"{variant.name}: finished after {told_time(result['seconds'])}.")
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def expected_seconds(task: Task, config: TrainingConfig, *, tries: int = 3) -> float:
+    """How long this training would take, from a few steps on a copy of nothing: the model's weights are put back."""
+    kept = {name: value.clone() for name, value in task.model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    optimizer = adamw_for(task.model, config)
+    indices = task.order(0)[0]
+    spent: list[float] = []
+    for _ in range(tries + 1):
+        begun = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16(config)):
+            loss = task.loss(task.model.train(), task.batch(indices))
+        (loss / task.units(indices)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        spent.append(time.perf_counter() - begun)
+    task.model.load_state_dict(kept)
+    torch.set_rng_state(drawn)
+    return statistics.median(spent[1:]) * config.steps
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the two ends of its 95 % interval, for independent runs of normally distributed results.
+
+    Raises:
+        ArgumentError: fewer than two values, which have no spread, or more than there are quantiles for.
+    """
+    if not 2 <= len(values) <= len(_STUDENT) + 1:
+        raise ArgumentError(
+            "values", expected=f"2 to {len(_STUDENT) + 1} runs", got=str(len(values)), do="Train with more seeds."
+        )
+    mean = statistics.fmean(values)
+    half = _STUDENT[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+"""Quantiles 0.975 of Student's t with 1 .. 9 degrees of freedom."""
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for people; numbers stand right."""
+    ruled = ["|".join(["", *cells, ""]) for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+    return "\n".join(ruled) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is either the old one or all of the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def _expected_seconds(variants: Sequence[Variant[C]], make_task: Callable[[C], T]) -> float:
+    """Those that differ in nothing but the seed take the same time and are tried once."""
+    known: dict[str, float] = {}
+    total = 0.0
+    for variant in variants:
+        alike = json.dumps({**variant.config.decisive(), "seed": 0}, sort_keys=True)
+        if alike not in known:
+            known[alike] = expected_seconds(make_task(variant.config), variant.config)
+        total += known[alike]
+    return total
+
+
+def _finished(folder: Path, config: TrainingConfig) -> Result | None:
+    try:
+        saved = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return saved["result"] if saved["digest"] == config.digest() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(folder: Path, config: TrainingConfig, result: Result) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        saved = {"digest": config.digest(), "config": config.decisive(), "result": result}
+        write_whole(folder / RESULT, json.dumps(saved, indent=1, ensure_ascii=False, sort_keys=True))
+
+
+def told_time(seconds: float) -> str:
+    """A duration for people."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

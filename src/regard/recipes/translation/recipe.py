@@ -1,0 +1,151 @@
+"""English to Chinese (or German) with an encoder-decoder Transformer of relative positions. The guide's 2.1.
+
+regard train translation --download                     the translator
+regard train translation --set num_heads=1              the same with one head
+regard train translation --set model=gru                recurrent, with additive attention
+regard run translation "The cat sat on the mat."
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from regard.recipes.equal_budget import parameters_of
+from regard.recipes.translation import data
+from regard.recipes.translation.baselines import GruTranslator
+from regard.recipes.translation.model import TransformerTranslator, Translator
+from regard.recipes.translation.pairs import Corpus, Language
+from regard.recipes.translation.scoring import score_by_domain
+from regard.recipes.translation.task import TranslationTask, one_source
+from regard.recipes.translation.vocabulary import Vocabulary, train_vocabulary
+from regard.training.config import TrainingConfig
+from regard.training.setup import seed_all
+from regard.training.sources import cache_folder, fresh_file
+from regard.training.task import Task
+
+
+class Config(TrainingConfig):
+    """Settings of the translation recipe.
+
+    Args:
+        language: of the targets.
+        model: "transformer", or "gru", which has as many parameters.
+        pieces: size of the vocabulary of both languages.
+        embed_dim, num_heads, encoder_layers, decoder_layers: of the Transformer.
+        dropout_p: unless a schedule is given.
+        batch_tokens: most pieces of a batch, padding counted, on its longer side.
+        others: training pairs that are no prose in each epoch, as a part of those that are.
+        beams: of the test's translations.
+    """
+
+    language: Language = "zh"
+    model: Literal["transformer", "gru"] = "transformer"
+    pieces: int = Field(8000, ge=300)
+    embed_dim: int = Field(256, ge=8)
+    num_heads: int = Field(8, ge=1)
+    encoder_layers: int = Field(4, ge=1)
+    decoder_layers: int = Field(3, ge=1)
+    dropout_p: float = Field(0.1, ge=0, lt=1)
+    batch_tokens: int = Field(4096, ge=1)
+    others: float = Field(0.5, ge=0)
+    beams: int = Field(4, ge=1)
+
+    steps: int = Field(6_000, ge=1)
+    learning_rate: float = Field(1.5e-3, gt=0)
+    warmup_steps: int = Field(1_000, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    average_decay: float = Field(0.999, ge=0, lt=1)
+    dropout_start: float | None = Field(0.3, ge=0, lt=1)
+    dropout_end: float | None = Field(0.1, ge=0, lt=1)
+    health_every: int = Field(1_000, ge=0)
+
+
+def make_task(config: Config, *, download: bool) -> TranslationTask:
+    """Load the pairs, learn the vocabulary, build the model.
+
+    Raises:
+        DataError: a package is absent, and the text says how to get it.
+    """
+    corpus = data.load(config.language, download=download)
+    return task_of(config, corpus, vocabulary_of(config, corpus))
+
+
+def task_of(config: Config, corpus: Corpus, vocabulary: Vocabulary) -> TranslationTask:
+    """The task for pairs that are there."""
+    return TranslationTask(
+        build(config, len(vocabulary)),
+        corpus,
+        vocabulary,
+        language=config.language,
+        batch_tokens=config.batch_tokens,
+        others=config.others,
+        smoothing=config.label_smoothing,
+        seed=config.seed,
+    )
+
+
+def build(config: Config, pieces: int) -> nn.Module:
+    """The model, its weights decided by the seed."""
+    seed_all(config.seed, 0, 0)
+    whole = TransformerTranslator(
+        pieces,
+        config.embed_dim,
+        config.num_heads,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        dropout_p=config.dropout_p,
+    )
+    if config.model == "transformer":
+        return whole
+    hidden = hidden_for(parameters_of(whole), pieces, config.embed_dim)
+    return GruTranslator(pieces, config.embed_dim, hidden, config.dropout_p)
+
+
+def hidden_for(budget: int, pieces: int, embed_dim: int) -> int:
+    """The widest recurrent states with which the GRU has at most this many parameters."""
+    with torch.device("meta"):
+        widths = range(1, 1 + math.isqrt(budget))
+        return max(
+            1, bisect_right(widths, budget, key=lambda h: parameters_of(GruTranslator(pieces, embed_dim, h, 0.0)))
+        )
+
+
+def vocabulary_of(config: Config, corpus: Corpus) -> Vocabulary:
+    """Of the training pairs; kept in the cache, for learning it takes a while."""
+    path = cache_folder() / "prepared" / f"translation-pieces-{corpus.digest[:16]}-{config.pieces}.json"
+    if not path.exists():
+        texts = (text for pair in corpus.train for text in (pair.source, pair.target))
+        vocabulary = train_vocabulary(texts, config.pieces)
+        with fresh_file(path) as part:
+            vocabulary.save(part)
+    return Vocabulary.load(path)
+
+
+def report(task: Task, model: nn.Module, config: Config) -> dict[str, Any]:
+    """BLEU and chrF by domain on the test sentences, and what was written; one sentence at a time, as `run` does."""
+    if not isinstance(task, TranslationTask):
+        raise TypeError
+    pairs = task.corpus.test
+    written = translations(model, task.vocabulary, [pair.source for pair in pairs], beams=config.beams)
+    return {"scores": score_by_domain(written, pairs, config.language), "written": written}
+
+
+@torch.no_grad()
+def translations(model: nn.Module, vocabulary: Vocabulary, sources: Sequence[str], *, beams: int) -> list[str]:
+    """Of one sentence after the other."""
+    translator = cast("Translator", model.eval())
+    device = translator.vocabulary_weight().device
+    written: list[str] = []
+    for source in sources:
+        pieces = one_source(source, vocabulary).to(device)
+        lengths = torch.tensor([pieces.shape[1]], device=device)
+        found = translator.generate(pieces, lengths, beams=beams, most_pieces=2 * pieces.shape[1] + 10)
+        written.append(vocabulary.decode(found.tokens[0, 0].tolist()))
+    return written

@@ -1,0 +1,37 @@
+"""A short training of the tiny translator, as torchrun starts it: FOLDER key=value ..."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from regard.training import train
+from tests.recipes.translation_cases import tiny_task
+
+NO_CHANCE = {"dropout_p": 0.0, "dropout_start": None, "dropout_end": None, "precision": "float32"}
+
+
+def main() -> None:
+    folder, *settings = sys.argv[1:]
+    given = dict(setting.split("=") for setting in settings)
+    last = int(given.pop("stop_after", 0))
+    task, config = tiny_task(**{**NO_CHANCE, **given})
+    if last:
+        units = task.units
+        done: list[int] = []
+
+        def counted(indices: Sequence[int]) -> int:
+            done.append(1)
+            if len(done) == last:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return units(indices)
+
+        task.units = counted
+    train(task, config, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The training loop: the gradient of the whole batch however it is cut, one process or several, stop and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from regard import CheckpointError, DataError
+from regard.training import train
+from tests.recipes.translation_cases import tiny_task
+from tests.training.run_translation import NO_CHANCE
+
+ROOT = Path(__file__).parents[2]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "training"]
+
+
+def trained(folder: Path, **settings: object):
+    task, config = tiny_task(**{**NO_CHANCE, **settings})
+    return train(task, config, folder)
+
+
+def test_the_loss_falls_and_a_checkpoint_is_there(tmp_path):
+    ended = trained(tmp_path, steps=30)
+    curve = losses(tmp_path)
+    assert len(curve) == 30
+    assert curve[-1] < 0.85 * curve[0]
+    assert ended.finished
+    assert ended.step == 30
+    assert set(ended.metrics) == {"loss", "bleu"}
+    assert len(list((tmp_path / "checkpoints").glob("ckpt-*"))) == 2
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_accumulating_gives_the_gradient_of_the_whole_batch(tmp_path, accumulate):
+    trained(tmp_path / "whole", steps=5)
+    trained(tmp_path / "parts", steps=5, accumulate=accumulate)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def torchrun(folder: Path, *settings: str, processes: int = 2) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "tests.training.run_translation", str(folder), *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.mark.parametrize("settings", [(), ("accumulate=2",), ("sharding=full",), ("average_decay=0",)])
+def test_two_processes_train_as_one(tmp_path, settings):
+    trained(tmp_path / "one", steps=5, average_decay=0.0 if "average_decay=0" in settings else 0.999)
+    torchrun(tmp_path / "two", "steps=5", *settings)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_what_two_processes_began_one_goes_on_with(tmp_path):
+    trained(tmp_path / "one", steps=8)
+    torchrun(tmp_path / "both", "steps=8", "stop_after=4")
+    trained(tmp_path / "both", steps=8)
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
+    with_chance = {"dropout_p": 0.1, "dropout_start": 0.3, "dropout_end": 0.1}
+    whole = trained(tmp_path / "whole", steps=10, **with_chance)
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 10, **with_chance})
+    calls = []
+
+    def interrupting(indices):
+        calls.append(indices)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return type(task).units(task, indices)
+
+    task.units = interrupting
+    stopped = train(task, config, tmp_path / "stopped")
+    assert not stopped.finished
+    assert stopped.step == 4
+    ended = trained(tmp_path / "stopped", steps=10, **with_chance)
+    assert ended.finished
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    for mine, expected in zip(ended.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    trained(tmp_path, steps=2)
+    with pytest.raises(
+        CheckpointError, match=r"another configuration \(steps: 2 -> 3; learning_rate: 0.0015 -> 0.01\)"
+    ):
+        trained(tmp_path, steps=3, learning_rate=0.01)
+    trained(tmp_path, steps=2, log_every=5, keep=3)  # how a run is watched decides nothing
+
+
+def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path):
+    _task, config = tiny_task(**NO_CHANCE)
+    before = config.model_dump(mode="json")
+    del before["clip_norm"]
+    assert config.differences(before) == []
+    assert config.model_copy(update={"clip_norm": 2.0}).differences(before) == ["clip_norm: 1.0 -> 2.0"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path):
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 10, "checkpoint_every": 2})
+    loss = task.loss
+
+    def spoiled(model, batch):
+        return loss(model, batch) * (float("nan") if len(losses(tmp_path)) >= 5 else 1.0)
+
+    task.loss = spoiled
+    with pytest.raises(
+        DataError, match=r"the loss of step \d+ is nan. The last checkpoint is good; lower learning_rate"
+    ):
+        train(task, config, tmp_path)
+    assert trained(tmp_path, steps=10, checkpoint_every=2).finished
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path):
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 50, "evaluate_every": 2, "patience": 3})
+    task.evaluate = lambda _: {"bleu": 1.0}
+    ended = train(task, config, tmp_path)
+    assert (ended.step, ended.finished, ended.best) == (8, True, 1.0)
+
+
+def test_epochs_follow_one_another_and_empty_data_are_refused(tmp_path):
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 7})
+    seen = []
+    task.order = lambda epoch: seen.append(epoch) or [[0, 1], [2], [3, 4]]
+    train(task, config, tmp_path)
+    assert seen == [0, 1, 2]
+    task.order = lambda _: []
+    with pytest.raises(DataError, match="no batches"):
+        train(task, config, tmp_path / "empty")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Generator, Sequence
@@ -105,7 +106,8 @@ def fresh_folder(folder: Path) -> Generator[Path]:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         for stale in folder.parent.glob(f".{folder.name}.*.part"):
             shutil.rmtree(stale)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        part = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        part.mkdir()
         try:
             yield part
             if any(part.iterdir()):

@@ -43,9 +43,13 @@ def test_without_proc_peak_rss_is_getrusages(tmp_path: Path, monkeypatch: pytest
     assert now <= memory.peak_rss() <= now + 2**22
 
 
-def test_cuda_memory_is_empty_where_cuda_is_not_in_use() -> None:
+@pytest.mark.parametrize(("available", "initialized"), [(False, False), (True, False), (False, True)])
+def test_cuda_memory_is_empty_where_cuda_is_not_in_use(
+    monkeypatch: pytest.MonkeyPatch, available: bool, initialized: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
     assert memory.cuda_memory() == {}
-    assert not torch.cuda.is_initialized()
     assert set(memory.memory_in_use()) == {"peak_rss"}
 
 

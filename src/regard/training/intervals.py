@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -236,7 +236,8 @@ def _resampled(metric: Callable[[list[int]], float], count: int, resamples: int,
     value = float(metric(list(range(count))))
     found: list[float] = []
     for drawn in _draws(count, resamples, seed):
-        found += [float(metric(row)) for row in cast("list[list[int]]", drawn.tolist())]
+        rows: list[list[int]] = cast("Any", drawn).tolist()
+        found += [float(metric(row)) for row in rows]
     draws = torch.tensor(found, dtype=torch.float64)
     if not math.isfinite(value) or not bool(draws.isfinite().all()):
         raise ArgumentError(

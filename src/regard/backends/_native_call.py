@@ -171,7 +171,7 @@ def _backward(
     want = dict(zip(DIFFERENTIABLE, wanted, strict=True))
     output, lse, low = results
     empty = 0 in inputs.query.shape or 0 in inputs.key.shape or 0 in inputs.value.shape
-    made = {name: _new_gradient(inputs, name, zero=empty) for name in DIFFERENTIABLE[:3] if want[name]}
+    made = _new_gradients(inputs, [name for name in DIFFERENTIABLE[:3] if want[name]], zero=empty)
     problem = None if empty else ProblemStruct(inputs)
     splits = 1 if problem is None else abi.loaded_core().regard_backward_splits(ctypes.byref(problem.struct))
     made |= {name: _new_sums(inputs, name, splits) for name in DIFFERENTIABLE[3:8] if want[name]}
@@ -197,9 +197,26 @@ def _backward(
     return Gradients(**made), status
 
 
-def _new_gradient(inputs: Inputs, name: str, *, zero: bool) -> Tensor:
-    like: Tensor = getattr(inputs, name)
-    return torch.zeros_like(like) if zero else like_rows(like)
+def _new_gradients(inputs: Inputs, names: list[str], *, zero: bool) -> dict[str, Tensor]:
+    """Of query, key and value. Where all three are parts of one projection, theirs are parts of one tensor too."""
+    if zero:
+        return {name: torch.zeros_like(getattr(inputs, name)) for name in names}
+    parts = _like_parts(*inputs[:3]) if len(names) == 3 else None
+    if parts is None:
+        return {name: like_rows(getattr(inputs, name)) for name in names}
+    return dict(zip(names, parts, strict=True))
+
+
+def _like_parts(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...] | None:
+    """Uninitialised, three views of memory of (batch, length, 3, heads, head_dim); None unless the given are that."""
+    batch, heads, length, head_dim = query.shape
+    width, first = heads * head_dim, query.data_ptr()
+    strides, step = (3 * length * width, head_dim, 3 * width, 1), width * query.element_size()
+    for place, part in enumerate((query, key, value)):
+        if part.shape != query.shape or part.stride() != strides or part.data_ptr() != first + place * step:
+            return None
+    made = query.new_empty(batch, length, 3, heads, head_dim)
+    return tuple(part.transpose(1, 2) for part in made.unbind(2))
 
 
 def _new_sums(inputs: Inputs, name: str, splits: int) -> Tensor:

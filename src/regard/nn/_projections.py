@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from regard._attention import attention
 from regard.masks import Mask
 from regard.nn._arguments import require_heads, require_probability
+from regard.nn._joint_heads import heads_apart
 from regard.nn._linear_map import LinearMap, linear
 
 
@@ -91,9 +92,7 @@ class HeadProjections(nn.Module):
 
     def apart(self, projected: Tensor, count: int) -> tuple[Tensor, ...]:
         """(batch, length, count * embed_dim) as `count` views (batch, heads, length, head_dim)."""
-        batch, length, _ = projected.shape
-        parts = projected.view(batch, length, count, self.num_heads, self.head_dim)
-        return tuple(part.transpose(1, 2) for part in parts.unbind(2))
+        return heads_apart(projected, count, self.num_heads)
 
     def joined(self, heads: Tensor) -> Tensor:
         """(batch, heads, length, head_dim) to (batch, length, embed_dim), before the last map."""

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from regard._attention import attention
 from regard._errors import ArgumentError, ShapeError, UnsupportedError
 from regard._shapes import shape_of
+from regard.backends._direct import is_transformed
 from regard.masks import Causal, Keys, Mask, SlidingWindow
+from regard.nn import _few_queries
 from regard.nn._arguments import check_tokens, require_positive
 from regard.nn._card import Card
 from regard.nn._linear_map import linear
@@ -169,7 +171,8 @@ class LongformerAttention(HeadProjections):
             place, found = (sample, chosen.places), asked
             if chosen.is_there is not None:
                 place, found = (sample[chosen.is_there], chosen.places[chosen.is_there]), asked[chosen.is_there]
-            rows = rows.index_put(place, found.to(rows.dtype))
+            in_place = not rows.requires_grad and not is_transformed()  # backward needs what attention gave
+            rows = (rows.index_put_ if in_place else rows.index_put)(place, found.to(rows.dtype))
         return self.out_proj(rows)
 
     def _local_mask(self, chosen: _Chosen | None) -> Mask:
@@ -210,16 +213,20 @@ class LongformerAttention(HeadProjections):
         tokens, apart = x[:, None], query.shape[:3]
         if allowed is not None and allowed.shape[2] > 1:
             allowed = allowed.repeat(1, 1, self.num_heads, 1)
-        means, lse = attention(
-            (query @ to_key).flatten(1, 2)[:, None], tokens, tokens, mask=allowed,
-            scale=1.0 / math.sqrt(self.head_dim), backend=self.backend, return_lse=True,
-        )  # fmt: skip
-        lse = lse.reshape(apart)
+        asked, scale = (query @ to_key).flatten(1, 2), 1.0 / math.sqrt(self.head_dim)
+        sees_something: Tensor | None = None
+        if allowed is None and _few_queries.serves(asked, x):
+            means = _few_queries.attend_to_tokens(asked * scale, x)
+        else:
+            means, lse = attention(
+                asked[:, None], tokens, tokens, mask=allowed, scale=scale, backend=self.backend, return_lse=True
+            )
+            sees_something = (lse.reshape(apart) != -math.inf)[..., None]
         heads: Tensor = means.reshape(*apart, self.embed_dim) @ to_value.transpose(1, 2)
         if rest_bias is not None:
             value_bias = rest_bias[self.embed_dim :].view(self.num_heads, 1, self.head_dim)
-            sees_something = (lse != -math.inf)[..., None]  # a row that sees nothing is 0, without a bias
-            heads = heads + value_bias * sees_something
+            # A row that sees nothing is 0, without a bias.
+            heads = heads + (value_bias if sees_something is None else value_bias * sees_something)
         return self.joined(heads)
 
     def _global_mask(self, chosen: _Chosen, real: Mask | None, length: int) -> Tensor | None:

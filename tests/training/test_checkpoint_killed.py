@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,3 +72,44 @@ def test_F78_another_model_is_refused(tmp_path: Path) -> None:
     wide.model[0] = torch.nn.Linear(6, 13)
     with pytest.raises(CheckpointError, match=r"a tensor of the checkpoint is \(12, 6\), the model's \(13, 6\)"):
         train(wide, first, tmp_path)
+
+
+def evaluations(folder: Path) -> list[object]:
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["metrics"]) for line in lines if line["kind"] == "evaluation"]
+
+
+class Stopped(Tiny):
+    """Asks its own process to end, in the middle of step 10."""
+
+    def batch(self, indices: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.parts = getattr(self, "parts", 0) + 1
+        if self.parts == 10 * config().accumulate:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().batch(indices)
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    short = config().model_copy(update={"steps": 20, "threads": None})
+    stopped = train(Stopped(), short, tmp_path / "stopped")
+    assert (stopped.step, stopped.finished) == (10, False)
+    resumed = train(Tiny(), short, tmp_path / "stopped")
+    straight = train(Tiny(), short, tmp_path / "straight")
+    assert resumed.finished
+    assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "straight")
+    assert_same_weights(resumed.model, straight.model)
+
+
+def test_a_run_that_had_finished_gives_the_weights_that_it_ended_with(tmp_path: Path) -> None:
+    """The average, which is what was evaluated, and not what the model began with."""
+    short = config().model_copy(update={"steps": 14, "threads": None})
+    first = train(Tiny(), short, tmp_path)
+    again = train(Tiny(), short, tmp_path)
+    assert again.metrics == first.metrics
+    assert_same_weights(again.model, first.model)
+
+
+def assert_same_weights(one: torch.nn.Module, two: torch.nn.Module) -> None:
+    other = two.state_dict()
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other[name]), name

@@ -109,12 +109,12 @@ class _Run:
         with checkpoints, monitor, StopRequest() as stop:
             self._resume(checkpoints, monitor)
             finished = self._steps(checkpoints, monitor, stop)
-            if self.state.evaluated != self.state.step:
+            if finished and self.state.evaluated != self.state.step:  # a stop leaves no trace in the curve
                 self._evaluate(monitor)
             if self.saved_step != self.state.step:
                 self._save(checkpoints, monitor)
         state = self.state
-        return Trained(state.step, finished, state.best, dict(state.metrics), self.evaluated, self.folder)
+        return Trained(state.step, finished, state.best, dict(state.metrics), self._usable(), self.folder)
 
     def _steps(self, checkpoints: Checkpoints, monitor: Monitor, stop: StopRequest) -> bool:
         """Steps to the end, or until a stop is asked for; whether it came to the end."""

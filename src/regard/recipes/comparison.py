@@ -7,7 +7,6 @@ when it is finished, which is not computed again while the configuration is the 
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import time
@@ -18,7 +17,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from regard._errors import ArgumentError
 from regard.training.config import TrainingConfig
 from regard.training.loop import train
 from regard.training.setup import adamw_for, computes_in_bfloat16
@@ -89,32 +87,13 @@ def expected_seconds(task: Task, config: TrainingConfig, *, tries: int = 3) -> f
         begun = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16(config)):
             loss = task.loss(task.model.train(), task.batch(indices))
-        (loss / task.units(indices)).backward()
+        torch.autograd.backward(loss / task.units(indices))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         spent.append(time.perf_counter() - begun)
     task.model.load_state_dict(kept)
     torch.set_rng_state(drawn)
     return statistics.median(spent[1:]) * config.steps
-
-
-def student_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the two ends of its 95 % interval, for independent runs of normally distributed results.
-
-    Raises:
-        ArgumentError: fewer than two values, which have no spread, or more than there are quantiles for.
-    """
-    if not 2 <= len(values) <= len(_STUDENT) + 1:
-        raise ArgumentError(
-            "values", expected=f"2 to {len(_STUDENT) + 1} runs", got=str(len(values)), do="Train with more seeds."
-        )
-    mean = statistics.fmean(values)
-    half = _STUDENT[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-"""Quantiles 0.975 of Student's t with 1 .. 9 degrees of freedom."""
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

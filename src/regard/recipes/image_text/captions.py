@@ -1,0 +1,73 @@
+"""Captions as numbers: byte-level byte-pair encoding, learned from the captions that are trained on and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor
+
+from regard._errors import DataError
+
+PAD, BEGIN = 0, 1
+SPECIAL = ("<pad>", "<s>")
+
+
+class Captions:
+    """Texts to tokens; every text has some, since a piece may be a byte."""
+
+    def __init__(self, tokenizer: Tokenizer, most_tokens: int) -> None:
+        self._tokenizer, self.most_tokens = tokenizer, most_tokens
+        if [tokenizer.token_to_id(name) for name in SPECIAL] != [PAD, BEGIN]:
+            raise DataError(f"the vocabulary of the captions: expected to begin with {', '.join(SPECIAL)}.")
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @classmethod
+    def learned(cls, captions: Iterable[str], size: int, most_tokens: int) -> Captions:
+        """From texts; the same texts give the same pieces.
+
+        Args:
+            captions: whatever will be trained on.
+            size: of the vocabulary, at most; at least 258 for all bytes.
+            most_tokens: of a caption, with its beginning; what is longer is cut.
+        """
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((text.casefold() for text in captions), trainer)
+        return cls(tokenizer, most_tokens)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokens int64 (texts, longest) and which are real, bool of the same shape."""
+        found = [
+            [BEGIN, *each.ids][: self.most_tokens]
+            for each in self._tokenizer.encode_batch([text.casefold() for text in texts], add_special_tokens=False)
+        ]
+        lengths = torch.tensor([len(each) for each in found])
+        longest = max(map(len, found))
+        tokens = torch.tensor([[*each, *[PAD] * (longest - len(each))] for each in found], dtype=torch.int64)
+        return tokens, torch.arange(longest) < lengths[:, None]
+
+    def save(self, path: Path) -> None:
+        """As tokenizers' JSON."""
+        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, most_tokens: int) -> Captions:
+        """From tokenizers' JSON. Raises DataError for anything else."""
+        try:
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), most_tokens)
+        except DataError:
+            raise
+        except Exception as problem:  # tokenizers raises plain exceptions
+            raise DataError(f"{str(path)!r} is no vocabulary of captions: {str(problem)[:120]}") from problem

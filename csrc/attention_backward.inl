@@ -25,6 +25,7 @@ struct Backward {
   typedef typename Core::Scalar Scalar;
   static constexpr int width = Simd<Scalar>::width;
   static constexpr int64_t most_keys = Block::most_keys;
+  static constexpr int64_t kSums = 8;
 
   const regard_problem &p;
   const regard_backward_arguments &a;
@@ -201,8 +202,13 @@ struct Backward {
     }
     if (grad.query_stride == 0) {
       for (int64_t key = 0; key < t.keys; ++key) {
-        double sum = 0;
-        for (int64_t lane = t.first_lane; lane < last_lane; ++lane) sum += (double)t.s.products[key * kBlock + lane];
+        const Scalar *row = t.s.products + key * kBlock + t.first_lane;
+        double sums[kSums] = {}, sum = 0; /* several, or each number would wait for the one before it */
+        int64_t lane = 0;
+        for (; lane + kSums <= t.queries; lane += kSums)
+          for (int64_t i = 0; i < kSums; ++i) sums[i] += (double)row[lane + i];
+        for (; lane < t.queries; ++lane) sum += (double)row[lane];
+        for (int64_t i = 0; i < kSums; ++i) sum += sums[i];
         to[key * grad.key_stride] += (Scalar)sum;
       }
       return;

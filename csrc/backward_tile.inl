@@ -116,7 +116,9 @@ struct BackwardTile {
   /* The weight of a score in a tile. A score that has more than its product with the scale in it is compared before it is
    * multiplied, and so is a huge one, whose multiple may be infinite. */
   REGARD_INLINE Vector weight_of(Vector score, const Lse &by, Vector unit, Vector scale) const {
-    if (!s.plain) return weight_below(score, by.lse, broadcast((Scalar)kLog2E), by.low);
+    if (!s.plain)
+      return by.large ? weight_below(score, by.lse, broadcast((Scalar)kLog2E), by.low)
+                      : weight_a_little_below(score, by.lse, broadcast((Scalar)kLog2E), by.low);
     if (!by.large) return exact_weight(score, unit, by.lse, by.low);
     const Vector whole = weight_below(rounded_product(score, scale), by.lse, broadcast((Scalar)kLog2E), by.low);
     return by.huge != 0 ? whole : exact_weight_of_large(score, unit, by.lse, by.low);
@@ -156,10 +158,15 @@ struct BackwardTile {
 
   /* Where no gradient of the query will show it: is what the bias and the tables were given finite? */
   Scalar probe() const {
+    const int64_t end = first_lane + queries, whole = first_lane + queries / width * width;
+    Vector sums{};
     Scalar sum = 0;
-    for (int64_t key = 0; key < keys; ++key)
-      for (int64_t lane = first_lane; lane < first_lane + queries; ++lane) sum += s.products[key * kBlock + lane] * 0;
-    return sum;
+    for (int64_t key = 0; key < keys; ++key) {
+      const Scalar *row = s.products + key * kBlock;
+      for (int64_t lane = first_lane; lane < whole; lane += width) sums = sums + load(row + lane) * Scalar(0);
+      for (int64_t lane = whole; lane < end; ++lane) sum += row[lane] * 0;
+    }
+    return sum + sum_of_lanes(sums);
   }
 
   /* products = the gradient of the dot products. */

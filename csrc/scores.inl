@@ -31,6 +31,15 @@ void load_bias(const ScoreTile<Scalar> &tile, int64_t first, int64_t end) {
     rows_to_tile(from + first, bias.query_stride * (int64_t)sizeof(Scalar), tile.rows, end - first, tile.added);
     return;
   }
+  if (bias.query_stride == 0) {
+    for (int64_t key = first; key < end; ++key) {
+      Scalar *to = tile.added + (key - first) * kBlock;
+      const auto shared = broadcast(from[key * bias.key_stride]);
+      for (int lane = 0; lane < kBlock; lane += Simd<Scalar>::width) store(to + lane, shared);
+      for (int64_t lane = tile.rows; lane < kBlock; ++lane) to[lane] = 0;
+    }
+    return;
+  }
   for (int64_t key = first; key < end; ++key) {
     Scalar *to = tile.added + (key - first) * kBlock;
     for (int64_t lane = 0; lane < kBlock; ++lane)
@@ -120,6 +129,14 @@ template <class Vector>
 REGARD_INLINE Vector weight_below(Vector score, Vector high, Vector unit) {
   const Vector difference = score - high, exponent = rounded_product(difference, unit);
   const Vector weight = power_of_two<6>(exponent, -product_error(difference, unit, exponent));
+  return exponent < -1000000 ? Vector{} : weight; /* there what is lost may be NaN */
+}
+
+/* 2^((score - high) * unit - low), for low far below 1, as it is below kLarge. */
+template <class Vector>
+REGARD_INLINE Vector weight_a_little_below(Vector score, Vector high, Vector unit, Vector low) {
+  const Vector difference = score - high, exponent = rounded_product(difference, unit);
+  const Vector weight = power_of_two<6>(exponent, low - product_error(difference, unit, exponent));
   return exponent < -1000000 ? Vector{} : weight; /* there what is lost may be NaN */
 }
 

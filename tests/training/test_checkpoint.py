@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from regard._errors import ArgumentError, CheckpointError
 from regard._version import __version__
+from regard._weights_check import check_safetensors
 from regard.training import _checkpoint_tensors
 from regard.training.checkpoint import Checkpoints, read_checkpoint
 from tests.training.checkpoint_cases import (
@@ -99,6 +100,9 @@ def test_files_are_safetensors_as_others_read_and_write_them(tmp_path: Path) -> 
         checkpoints.save(1, {"model": tensors}, {}, digest=DIGEST)
     path = tmp_path / "ckpt-000001" / "model.safetensors"
     assert all_bits({"": load_file(path)}) == all_bits({"": tensors})
+    for key, entry in check_safetensors(path).items():  # readers that map a file want tensors at multiples
+        assert entry.begin % tensors[key].element_size() == 0
+    assert int.from_bytes(path.read_bytes()[:8], "little") % 8 == 0
     save_file({key: tensor.clone() for key, tensor in tensors.items()}, path, metadata={"format": "pt"})
     forge_file(tmp_path / "ckpt-000001", "model", path.read_bytes())
     assert all_bits(newest(tmp_path).tensors) == all_bits({"model": tensors})

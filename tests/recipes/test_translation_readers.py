@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from regard._errors import DataError
-from regard.recipes.translation.bible import bible_pairs
+from regard.recipes.translation.bible import bible_pairs, chinese_verses
 from regard.recipes.translation.gettext_catalogs import catalog, catalog_pairs
 from regard.recipes.translation.json_texts import home_assistant_pairs, hsk_pairs
 from regard.recipes.translation.libreoffice import help_pairs, paragraphs
@@ -180,4 +180,5 @@ def test_verses_in_simplified_characters(tmp_path: Path) -> None:
     rows = [(place, (1, place + 1), 29, text.encode()[:324]) for place, text in enumerate(texts)]
     with h5py.File(path, "w") as file:
         file["unv/table"] = numpy.array(rows, dtype=kind)
+    assert list(chinese_verses(tmp_path / "chinese")) == ["01001001"]  # the second was cut off by its column
     assert list(bible_pairs(english, tmp_path / "chinese")) == [("In Him.", "神创造天地，穿着衣服，著名。")]

@@ -31,6 +31,11 @@ class Recipe:
 RECIPES = (
     Recipe("translation", "English to Chinese (or German), with word alignment.", "regard.recipes.translation.recipe"),
     Recipe(
+        "word_alignment",
+        "Greek and English verses: one cross-attention head taught to align, against gold links.",
+        "regard.recipes.word_alignment.recipe",
+    ),
+    Recipe(
         "image_classification",
         "Fashion-MNIST: what each kind of image attention brings to one CNN, and a small ViT.",
         "regard.recipes.image_classification.recipe",

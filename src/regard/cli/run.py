@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from regard.recipes.translation.translate import TrainedTranslator
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 Trained = Annotated[Path | None, Parameter(name="--from")]
@@ -59,12 +62,11 @@ def translation(
 def _translate(wish: _Wish, trained: Path | None, *, json_output: bool) -> None:
     """Everything is checked before the model is loaded, and loaded before the first line is written."""
     from regard.recipes.translation.drawing import check_heatmap, draw_heatmap
-    from regard.recipes.translation.translate import TrainedTranslator
 
     lines = _lines(wish)
     if wish.heatmap is not None:
         check_heatmap(wish.heatmap)
-    translator = TrainedTranslator.from_run(trained or _default("translation"))
+    translator = _translator(trained)
     for line in lines:
         found = translator.translate(line, beams=wish.beams)
         if wish.heatmap is not None:
@@ -73,6 +75,17 @@ def _translate(wish: _Wish, trained: Path | None, *, json_output: bool) -> None:
         sys.stdout.write(told + "\n")
     if wish.heatmap is not None and not json_output:
         sys.stdout.write(f"{wish.heatmap}\n")
+
+
+def _translator(trained: Path | None) -> TrainedTranslator:
+    """From the folder that was named, from the last training here, or the one that came with the package."""
+    from regard.recipes.translation.packaged import is_packaged, packaged_translator
+    from regard.recipes.translation.translate import TrainedTranslator
+
+    here = _default("translation")
+    if trained is None and is_packaged() and not here.is_dir():
+        return packaged_translator()
+    return TrainedTranslator.from_run(trained or here)
 
 
 def _lines(wish: _Wish) -> list[str]:

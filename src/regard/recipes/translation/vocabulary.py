@@ -69,13 +69,21 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
+        """From a file. Raises DataError where there is none, and for anything but tokenizers' JSON."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as problem:
+            raise DataError(f"{str(path)!r}: no vocabulary can be read there: {problem}.") from problem
+        return cls.from_json(text, str(path))
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "the vocabulary") -> Vocabulary:
         """From tokenizers' JSON. Raises DataError for anything else."""
         try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except DataError:
-            raise
+            tokenizer = Tokenizer.from_str(text)
         except Exception as problem:  # tokenizers raises plain exceptions
-            raise DataError(f"{str(path)!r} is no vocabulary of tokenizers: {str(problem)[:120]}") from problem
+            raise DataError(f"{name!r} is no vocabulary of tokenizers: {str(problem)[:120]}") from problem
+        return cls(tokenizer)
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:

@@ -1,0 +1,1 @@
+"""Long documents to summaries: flat, windowed and hierarchical attention at equal budget."""

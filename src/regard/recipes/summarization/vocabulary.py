@@ -1,0 +1,86 @@
+"""Pieces of words: byte-level BPE by `tokenizers`, learned from training texts alone.
+
+Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, over bytes, so that every text can be written. Marks are no
+words: a text that spells one is read as the text that it is. The first token of a document, of a paragraph and of a
+sentence says so; all models get the same tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+from regard._errors import DataError
+from regard.training.sources import cache_folder, fresh_file
+
+BEGIN, END, DOCUMENT, PARAGRAPH, SENTENCE = range(5)
+MARKS = ("<begin>", "<end>", "<document>", "<paragraph>", "<sentence>")
+
+
+class Vocabulary:
+    """Text to numbers and back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        if [tokenizer.token_to_id(name) for name in MARKS] != list(range(len(MARKS))):
+            raise DataError(f"a vocabulary of something else: it lacks {', '.join(MARKS)}.")
+        self._tokenizer = tokenizer
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text, without marks."""
+        return [each.ids for each in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text on one line, up to the end token, without marks."""
+        kept = list(tokens)
+        kept = kept[: kept.index(END)] if END in kept else kept
+        return " ".join(self._tokenizer.decode([token for token in kept if token >= len(MARKS)]).split())
+
+    def save(self, path: Path) -> None:
+        """As tokenizers' JSON."""
+        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """From tokenizers' JSON. Raises DataError for anything else."""
+        try:
+            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except DataError:
+            raise
+        except Exception as problem:  # tokenizers raises plain exceptions
+            raise DataError(f"{str(path)!r} is no vocabulary of tokenizers: {str(problem)[:120]}") from problem
+
+
+def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
+    """Learn at most `size` pieces, the 256 bytes and the marks among them; the same texts give the same pieces."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(MARKS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    facts = json.loads(tokenizer.to_str())
+    facts["added_tokens"] = []  # or a text that says "<end>" would be read as the end
+    return Vocabulary(Tokenizer.from_str(json.dumps(facts)))
+
+
+def kept_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:
+    """As `train_vocabulary`; kept in the cache under what it was learned from."""
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
+    path = cache_folder() / "prepared" / f"summarization-pieces-{digest[:16]}-{size}.json"
+    if not path.exists():
+        with fresh_file(path) as part:
+            train_vocabulary(texts, size).save(part)
+    return Vocabulary.load(path)

@@ -12,6 +12,7 @@ from regard import ArgumentError
 from regard.explain import GoldAlignment, argmax_links, guided_alignment_loss, score_alignments, target_rows
 from regard.recipes.translation.model import translation_loss
 from regard.recipes.translation.verses import Verse
+from regard.recipes.word_alignment.compare import page, variants
 from regard.recipes.word_alignment.measure import LEAST, RULES, Reading, best_reading, told, weights_of_verses
 from regard.recipes.word_alignment.pieces import Pieces, in_pieces, piece_links
 from regard.recipes.word_alignment.recipe import Config, report, task_of
@@ -174,3 +175,17 @@ def test_a_layer_that_there_is_not(splits):
     task = task_of(small(guided_head=2), splits)
     with pytest.raises(ArgumentError, match="head: expected a number from -2 to 1, got 2"):
         task.loss(task.model, task.batch([0]))
+
+
+def test_the_page_of_a_comparison_has_a_row_for_every_reading(splits):
+    configs = {variant.name: variant.config for variant in variants(small())}
+    assert {name: config.guidance for name, config in configs.items()} == {n: n for n in ("gold", "ibm1", "none")}
+    gold = [GoldAlignment(len(v.source_tokens), len(v.target_tokens), v.links) for v in splits[2]]
+    numbers = told([verse.links for verse in splits[2]], gold)
+    one = {
+        "attention": {rule: {"test": numbers} for rule in RULES},
+        "ibm1": {text: {"grow-diag-final-and": numbers} for text in ("training verses", "all verses")},
+    }
+    lines = page(dict.fromkeys(configs, one)).splitlines()
+    assert len(lines) == 2 + 3 * 2 + 2
+    assert lines[2] == "|one head taught by people, consuming step|0.000|0.000-0.000|1.000|1.000|1.000|"

@@ -3,6 +3,7 @@
     regard train word_alignment --set guidance=gold --download      one head taught by people
     regard train word_alignment --set guidance=ibm1                 by IBM model 1: no alignment by people is seen
     regard train word_alignment --set guidance=none                 attention as it comes
+    regard train word_alignment --compare                           all three
 
 The model is that of the translation recipe, smaller. What is reported is AER on verses that were held out, beside IBM
 model 1, for both step rules; layer, head and threshold are chosen on the validation verses.

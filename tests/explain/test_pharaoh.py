@@ -81,9 +81,10 @@ def test_F69_another_number_of_lines_is_refused(file):
         read_pharaoh(file("0-0\n0-0\n"), base=0, lengths=[(1, 1)] * 3)
 
 
-def test_F69_a_link_beyond_the_sentence_is_refused(file):
-    with pytest.raises(DataError, match=r"line 1: link 1-4 .* have 3 and 3 words. Is it another tokenisation"):
-        read_pharaoh(file("1-4\n"), base=1, lengths=[(3, 3)])
+@pytest.mark.parametrize("link", ["1-4", "4-1"])
+def test_F69_a_link_beyond_the_sentence_is_refused(file, link):
+    with pytest.raises(DataError, match=rf"line 1: link {link} .* have 3 and 3 words. Is it another tokenisation"):
+        read_pharaoh(file(f"{link}\n"), base=1, lengths=[(3, 3)])
 
 
 def test_F69_detection_warns_of_what_it_found(file):

@@ -7,9 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-for _package in ("rouge_score", "pydantic", "tokenizers", "filelock"):
-    pytest.importorskip(_package, reason="the group train is not installed")
+from rouge_score.rouge_scorer import RougeScorer
 
 from regard import DataError
 from regard.recipes.summarization.data import CORPORA, load, read_file
@@ -75,13 +73,19 @@ def test_too_few_documents_are_refused() -> None:
 
 
 def test_one_document_for_each_summary() -> None:
-    twins = [example("a", "a", ["One."], "The tool!"), example("b", "b", ["Two."], "the  tool"), example("c", "c", [], "x")]
+    twins = [
+        example("a", "a", ["One."], "The tool!"),
+        example("b", "b", ["Two."], "the  tool"),
+        example("c", "c", [], "x"),
+    ]
     assert [each.name for each in unique(twins[:2])] == ["a"]
     assert unique([Example("c", "c", (), "x")]) == ()
 
 
 def test_a_summary_is_not_a_sentence_of_the_other_side() -> None:
-    examples = [example(f"p{n}", f"g{n}", [f"Words {'w' * (n + 1)} here."], f"short {'s' * (n + 1)}") for n in range(12)]
+    examples = [
+        example(f"p{n}", f"g{n}", [f"Words {'w' * (n + 1)} here."], f"short {'s' * (n + 1)}") for n in range(12)
+    ]
     telling = [example("t", "t", [each.summary for each in examples], "tells all")]
     splits = split([*examples, *telling], validation=3, test=4, salt="x")
     assert leaks(splits) == []
@@ -242,6 +246,12 @@ def mean_rouge(texts: list[str], examples: tuple[Example, ...]) -> list[float]:
     return [sum(score[kind] for score in scores) / len(scores) for kind in KINDS]
 
 
+def without_stems(texts: list[str], summaries: list[str]) -> list[float]:
+    scorer = RougeScorer(list(KINDS), use_stemmer=False)
+    scores = [scorer.score(summary, text) for text, summary in zip(texts, summaries, strict=True)]
+    return [100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in KINDS]
+
+
 @pytest.mark.skipif(not PROPOSALS.is_file(), reason="the file of the PEPs is not here")
 def test_real_proposals() -> None:
     splits = load("peps", file=PROPOSALS, download=False)
@@ -251,12 +261,12 @@ def test_real_proposals() -> None:
     bound = mean_rouge(found["oracle"], splits.test[:40])
     assert all(high > low + 3 for high, low in zip(bound, mean_rouge(found["lead"], splits.test[:40]), strict=True))
     facts = [json.loads(line) for line in gzip.decompress(PROPOSALS.read_bytes()).decode().splitlines()]
-    every = tuple(Example(each["id"], each["id"], (), each["summary"]) for each in facts)
     raw = [" ".join(each["document"].split()[:80]) for each in facts]
-    assert mean_rouge(raw, every) == pytest.approx([27.1, 5.8, 15.5], abs=0.5)
-    # Ours counts no underlines and bullets as words, and so says more in 80 of them.
-    ours = mean_rouge([lead(each.sentences, 80) for each in read_file(PROPOSALS)], every)
-    assert ours == pytest.approx([29.9, 6.7, 16.7], abs=1.0)
+    # Measured before without stems; with them, as here, it is more.
+    assert without_stems(raw, [each["summary"] for each in facts]) == pytest.approx([27.1, 5.8, 15.5], abs=0.3)
+    every = tuple(read_file(PROPOSALS))
+    ours = mean_rouge([lead(each.sentences, CORPORA["peps"].words) for each in every], every)
+    assert ours == pytest.approx([29.8, 6.5, 16.7], abs=0.5)
 
 
 def test_real_descriptions() -> None:
@@ -268,7 +278,8 @@ def test_real_descriptions() -> None:
     assert leaks(splits) == []
     assert len(splits.test) == 2000
     assert len(splits.training) > 25_000
-    found = baselines(splits.test[:800], CORPORA["descriptions"].words)["lead"]
-    # Measured on 800 others, with another choice of packages, as 28.8, 13.5, 26.2.
-    assert mean_rouge(found, splits.test[:800]) == pytest.approx([28.8, 13.5, 26.2], abs=3.0)
+    some = splits.test[:800]
+    found = baselines(some, CORPORA["descriptions"].words)["lead"]
+    # Measured before on 800 others, with another choice of packages.
+    assert without_stems(found, [each.summary for each in some]) == pytest.approx([28.8, 13.5, 26.2], abs=2.0)
     assert not any("://" in text for each in examples for text in (*each.sentences, each.summary))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-for _package in ("rouge_score", "pydantic", "tokenizers", "filelock"):
-    pytest.importorskip(_package, reason="the group train is not installed")
-
 import torch
 from torch import Tensor
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("rouge_score", reason="the group train is not installed")
-
 from rouge_score.rouge_scorer import RougeScorer
 
 from regard.recipes.summarization.rouge import cut, extract, lead, oracle, rouge

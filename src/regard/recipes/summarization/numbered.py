@@ -24,7 +24,7 @@ class Numbered:
         tokens: int32, at most as many as were asked for.
         sentences: how many of them each sentence has; the last one may be cut.
         paragraphs: how many sentences each paragraph has.
-        chosen: the sentences that the oracle takes, those that were cut off left out.
+        chosen: the sentences that the oracle takes of those that were not cut off.
         summary: int32, without marks.
     """
 
@@ -59,13 +59,14 @@ def numbered(
         if not count:
             raise DataError(f"the document {example.name!r} has no sentence. Give a document with words.")
         tokens, sentences, paragraphs = _cut(texts[first : first + count], example, most_tokens)
-        chosen = oracle(example.sentences, example.summary, extract_words) if extract_words else []
+        seen = example.sentences[: len(sentences)]
+        chosen = oracle(seen, example.summary, extract_words) if extract_words else []
         found.append(
             Numbered(
                 torch.tensor(tokens, dtype=torch.int32),
                 sentences,
                 paragraphs,
-                tuple(place for place in chosen if place < len(sentences)),
+                tuple(chosen),
                 torch.tensor(summary[:most_summary], dtype=torch.int32),
             )
         )

@@ -1,4 +1,7 @@
-"""The packages whose manual pages are read, pinned. The licences are those of the pages."""
+"""The packages whose manual pages are read, pinned. The licences are those of the pages.
+
+All are for every machine, so that one sha256 holds on each.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from regard.training.sources import Package
 _MEMBERS = ("usr/share/man/man*/*", "usr/share/doc/*/copyright")
 
 
-def _pages(name: str, version: str, sha256: str, *, megabytes: float, licence: str, machine: str = "all") -> Package:
-    file = f"{name}_{version.replace(':', '%3a')}_{machine}.deb"
+def _pages(name: str, version: str, sha256: str, *, megabytes: float, licence: str) -> Package:
+    file = f"{name}_{version.replace(':', '%3a')}_all.deb"
     return Package("debian", name, version, file, sha256, licence, megabytes, _MEMBERS)
 
 
@@ -61,21 +64,5 @@ PAGES = (
         "8e93967b9d5d36e2eff002f27261b93417a7c439a8207932fe8335f0ac84b407",
         megabytes=1.2,
         licence="TCL",
-    ),
-    _pages(
-        "libncurses-dev",
-        "6.4-4",
-        "2ad228835756feb118bb131b32834bd23a09047e4de408cc5204cbb5dce0e4bb",
-        megabytes=0.3,
-        licence="MIT",
-        machine="amd64",
-    ),
-    _pages(
-        "systemd",
-        "252.39-1~deb12u2",
-        "286f879c537bfba92e59d580c075ad20ab49020244c79634656850a306dd462b",
-        megabytes=3.0,
-        licence="LGPL-2.1+",
-        machine="amd64",
     ),
 )

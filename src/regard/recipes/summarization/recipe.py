@@ -66,7 +66,7 @@ class Config(TrainingConfig):
     batch_tokens: int = Field(8192, ge=1)
     beams: int = Field(1, ge=1)
 
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(1200, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(200, ge=0)
     weight_decay: float = Field(0.05, ge=0)

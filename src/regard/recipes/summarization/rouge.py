@@ -90,9 +90,7 @@ def oracle(sentences: Sequence[str], summary: str, most_words: int) -> list[int]
     """
     reference = _counts(_WORDS.tokenize(summary))
     pieces = [[_WORDS.tokenize(piece) for piece in _PIECE.findall(each) if not piece.isspace()] for each in sentences]
-    able = [
-        place for place, each in enumerate(pieces) if any(word in reference[0] for piece in each for word in piece)
-    ]
+    able = [place for place, each in enumerate(pieces) if any(word in reference[0] for piece in each for word in piece)]
     chosen: list[int] = []
     best = 0.0
     while sum(len(pieces[place]) for place in chosen) < most_words:

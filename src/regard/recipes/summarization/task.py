@@ -56,7 +56,7 @@ class SummarizationTask:
         self.most_tokens, self.summary_tokens, self.words = most_tokens, summary_tokens, words
         self.batch_tokens, self.beams, self.seed = batch_tokens, beams, seed
         every = self._numbered(splits.training)
-        # A document whose oracle lies behind the cut teaches an extractive model nothing.
+        # A document without a word of its summary teaches an extractive model nothing.
         teaches = [self.style == "abstractive" or bool(each.chosen) for each in every]
         self.training = [each for each, useful in zip(every, teaches, strict=True) if useful]
         self.watched = splits.validation[:WATCHED]

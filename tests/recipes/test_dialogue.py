@@ -129,14 +129,17 @@ def drawn(one: Session) -> str:
 def test_a_reply_reads_what_was_said_as_training_would(words, memory):
     said = ("hello there how are you", "i am well", "what is new and how are you there")
     one = session(words, memory)
+    tokens = [*encoded(Conversation(said), words, end=False).tokens.tolist(), SECOND]
     for text in said:
         one.say(text)
-    one._read([SECOND])
-    tokens = [*encoded(Conversation(said), words, end=False).tokens.tolist(), SECOND]
-    state, whole = None, None
-    for begin in range(0, len(tokens), 12):
-        whole, state = one.model(torch.tensor([tokens[begin : begin + 12]]), state)
-    torch.testing.assert_close(one._next(), one.model.logits(whole)[0, -1], rtol=1e-5, atol=1e-5)
+    assert one._open == tokens[-1 - len(one._open) : -1]
+    for read in range(1, len(tokens) + 1):  # wherever a segment may end
+        one = session(words, memory)
+        one._read(tokens[:read])
+        state, whole = None, None
+        for begin in range(0, read, 12):
+            whole, state = one.model(torch.tensor([tokens[begin : min(begin + 12, read)]]), state)
+        torch.testing.assert_close(one._next(), one.model.logits(whole)[0, -1], rtol=1e-5, atol=1e-5)
     assert tokens[0] == FIRST
 
 

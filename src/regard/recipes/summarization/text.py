@@ -16,7 +16,7 @@ ADDRESS = "URL"
 """What stands where a text had the address of a page."""
 
 _ADDRESS = re.compile(
-    r"(?:\b(?:https?|ftp|git|svn)://|\bwww\.)[^\s<>\"'`{}|\\^\[\]]*[^\s<>\"'`{}|\\^\[\].,;:!?)]", re.IGNORECASE
+    r"(?:\b[a-z][a-z0-9+.-]{1,15}://|\bwww\.)[^\s<>\"'`{}|\\^\[\]]*[^\s<>\"'`{}|\\^\[\].,;:!?)]", re.IGNORECASE
 )
 _ITEM = re.compile(r"\s*(?:[-*+\u2022\u00b7o]|\(?\d{1,3}[.)]|\(?[a-z][.)])\s+(?=\S)")
 _END = re.compile(

@@ -141,3 +141,12 @@ def test_epochs_follow_one_another_and_empty_data_are_refused(tmp_path):
     task.order = lambda _: []
     with pytest.raises(DataError, match="no batches"):
         train(task, config, tmp_path / "empty")
+
+
+def test_a_second_run_in_one_process_may_want_another_precision(tmp_path):
+    first = trained(tmp_path / "first", steps=2)
+    second = trained(tmp_path / "second", steps=2, precision="bfloat16")
+    assert first.finished
+    assert second.finished
+    assert losses(tmp_path / "first") == pytest.approx(losses(tmp_path / "second"), rel=0.02)
+    assert losses(tmp_path / "first") != losses(tmp_path / "second")

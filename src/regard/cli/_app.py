@@ -12,6 +12,16 @@ from collections.abc import Sequence
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
+_RUNS = {
+    "translation": "Translate English, with word alignment.",
+    "image_classification": "Say what piece of clothing is on a picture.",
+    "image_text": "Find captions for a picture, or emoji for a text.",
+    "summarization": "Summarize a text.",
+    "dialogue": "Reply to what was said.",
+    "language_model": "Go on writing after a prompt.",
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
@@ -51,7 +61,8 @@ def _run(arguments: list[str]) -> int:
     app.command("regard.cli.xray:xray", name="xray", help=xray_help)
     app.command("regard.cli.train:train", name="train", help="Train a recipe on its real data.")
     run = App(name="run", help="Use a trained recipe on your own input.", help_format="plaintext")
-    run.command("regard.cli.run:translation", name="translation", help="Translate English, with word alignment.")
+    for name, does in _RUNS.items():
+        run.command(f"regard.cli.run:{name}", name=name, help=does)
     app.command(run)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)

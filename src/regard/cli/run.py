@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -110,6 +110,187 @@ def _lines(wish: _Wish) -> list[str]:
         except DataError as problem:
             raise DataError(f"{str(wish.file)!r}, line {number}: {problem}") from problem
     return lines
+
+
+def image_classification(
+    picture: Path, /, *, trained: Trained = None, heatmap: Path | None = None, json_output: Json = False
+) -> int:
+    """Say what piece of clothing is on a picture.
+
+    Parameters
+    ----------
+    picture
+        Any picture file; it is made grey, 28 x 28 and bright on black.
+    trained
+        Folder of a training run. Left out: out/train/image_classification.
+    heatmap
+        Draw there where the class token looks (of a ViT, the default model).
+    json_output
+        Print the result as JSON.
+    """
+
+    def work() -> None:
+        from regard.recipes.image_classification.recipe import lines, run
+
+        found = run(picture, folder=trained or _default("image_classification"), heatmap=heatmap)
+        _tell(found, lines(found), json_output=json_output)
+
+    return _guarded("image_classification", work)
+
+
+def image_text(
+    given: str,
+    /,
+    *,
+    trained: Trained = None,
+    language: Literal["en", "zh"] = "en",
+    best: int = 5,
+    download: Annotated[bool, Parameter(negative="")] = False,
+    json_output: Json = False,
+) -> int:
+    """Find captions for a picture, or emoji for a text.
+
+    Parameters
+    ----------
+    given
+        A picture file, or a text.
+    trained
+        Folder of a training run. Left out: out/train/image_text.
+    language
+        Of the captions: en or zh.
+    best
+        How many are found.
+    download
+        Take the emoji from their package registries, if they are absent.
+    json_output
+        Print the result as JSON.
+    """
+
+    def work() -> None:
+        from regard.recipes.image_text.search import lines, run
+
+        folder = trained or _default("image_text")
+        found = run(given, folder=folder, language=language, best=best, download=download)
+        _tell(found, lines(found), json_output=json_output)
+
+    return _guarded("image_text", work)
+
+
+def summarization(
+    text: str | None = None, /, *, file: Path | None = None, trained: Trained = None, json_output: Json = False
+) -> int:
+    """Summarize a text.
+
+    Parameters
+    ----------
+    text
+        The text, its paragraphs apart by empty lines.
+    file
+        Summarize this UTF-8 file instead.
+    trained
+        Folder of a training run. Left out: out/train/summarization.
+    json_output
+        Print the result as JSON.
+    """
+
+    def work() -> None:
+        from regard.recipes.summarization.recipe import run
+
+        found = dict(run(_one_of(text, file), trained or _default("summarization")))
+        _tell(found, [str(found["summary"])], json_output=json_output)
+
+    return _guarded("summarization", work)
+
+
+def dialogue(
+    text: str | None = None,
+    /,
+    *,
+    file: Path | None = None,
+    trained: Trained = None,
+    temperature: float = 0.8,
+    seed: int = 1,
+    json_output: Json = False,
+) -> int:
+    """Reply to what was said.
+
+    Parameters
+    ----------
+    text
+        One turn.
+    file
+        Reply to each dialogue of this JSONL file instead.
+    trained
+        Folder of a training run. Left out: out/train/dialogue.
+    temperature
+        Of the draws: 0 takes the likeliest word each time.
+    seed
+        Of the draws.
+    json_output
+        Print the replies as JSON.
+    """
+
+    def work() -> None:
+        from regard.recipes.dialogue.recipe import run
+
+        folder = trained or _default("dialogue")
+        replies = run(str(_one_of(text, file)), folder, temperature=temperature, seed=seed)
+        _tell({"replies": replies}, replies, json_output=json_output)
+
+    return _guarded("dialogue", work)
+
+
+def language_model(
+    prompt: str,
+    /,
+    *,
+    trained: Trained = None,
+    characters: int = 400,
+    temperature: float = 0.8,
+    seed: int = 1,
+    json_output: Json = False,
+) -> int:
+    """Go on writing after a prompt.
+
+    Parameters
+    ----------
+    prompt
+        What the text begins with.
+    trained
+        Folder of a training run. Left out: out/train/language_model.
+    characters
+        How many are written.
+    temperature
+        Of the draws: 0 takes the likeliest character each time.
+    seed
+        Of the draws.
+    json_output
+        Print prompt and text as JSON.
+    """
+
+    def work() -> None:
+        from regard.recipes.language_model.recipe import run
+
+        folder = trained or _default("language_model")
+        written = run(prompt, folder, characters=characters, temperature=temperature, seed=seed)
+        _tell({"prompt": prompt, "text": written}, [written], json_output=json_output)
+
+    return _guarded("language_model", work)
+
+
+def _one_of(text: str | None, file: Path | None) -> str | Path:
+    from regard._errors import DataError
+
+    if text is not None and file is None:
+        return text
+    if file is not None and text is None:
+        return file
+    raise DataError("expected a text or --file, and not both. Give one.")
+
+
+def _tell(found: Mapping[str, Any], lines: Sequence[str], *, json_output: bool) -> None:
+    told = json.dumps(found, ensure_ascii=False) if json_output else "\n".join(lines)
+    sys.stdout.write(told + "\n")
 
 
 def _default(name: str) -> Path:

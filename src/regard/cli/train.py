@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,8 @@ def train(
     list_settings: Annotated[bool, Parameter(name="--settings", negative="")] = False,
     json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
-    """Train a recipe: translation, image_classification, image_text, summarization, dialogue or language_model.
+    """Train a recipe: translation, word_alignment, image_classification, image_text, summarization, dialogue or
+    language_model.
 
     The expected time is told first. Interrupted at any moment, the same command goes on from the last checkpoint to
     the same numbers. In the folder: log.jsonl, TensorBoard's events, checkpoints, config.json, report.json. Over
@@ -152,14 +153,18 @@ def _compared(name: str, recipe: Any, config: TrainingConfig, folder: Path, down
     return {"recipe": name, "finished": True, "page": str(page), **facts}
 
 
-def _teller() -> Any:
+def _teller() -> Callable[[str], None]:
     """One line on standard error for people; nothing from the other processes of torchrun."""
     import os
 
     from rich.console import Console
 
     console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) != 0)
-    return lambda text: console.print(text, markup=False, highlight=False)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    return say
 
 
 def _show(report: Mapping[str, Any], folder: Path, *, json_output: bool) -> None:
@@ -175,7 +180,8 @@ def _show(report: Mapping[str, Any], folder: Path, *, json_output: bool) -> None
         sys.stdout.write(Path(page).read_text(encoding="utf-8"))
         return
     for part in ("validation", "test"):
-        for key, value in (report.get(part) or {}).items():
+        told: Mapping[str, Any] = report.get(part) or {}
+        for key, value in told.items():
             if isinstance(value, (int, float, str)):
                 shown = f"{value:.4g}" if isinstance(value, float) else str(value)
                 sys.stdout.write(f"{part:>10}  {key}: {shown}\n")

@@ -78,7 +78,7 @@ class TrainingConfig(BaseModel):
         return self.model_dump(mode="json", exclude=_WATCHING)
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """What decides the numbers and was otherwise in a saved configuration. A key younger than it had its default."""
+        """What decides the numbers and was otherwise in a saved configuration; a younger key had its default."""
         fields = type(self).model_fields
         return [
             f"{key}: {before.get(key, fields[key].default)!r} -> {value!r}"

@@ -50,8 +50,8 @@ class LayerHealth:
         heads, q_len, kv_len: sizes.
         entropy: nats; `entropy_part` the same as a part of log(kv_len), the most there can be.
         sink_share: mean weight on the first key, 0 to 1.
-        max_logit: the largest score of any pair that may attend, as the layer hands it to attention: what it adds to all
-            scores of a query alike (ForgettingAttention does) is in it.
+        max_logit: the largest score of any pair that may attend, as the layer hands it to attention: what it adds to
+            all scores of a query alike (ForgettingAttention does) is in it.
         query_dependence: mean over heads, 0 to 1.
         dead_heads: which heads hardly depend on the query.
     """

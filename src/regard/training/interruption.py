@@ -5,17 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class StopRequest:
-    """While it lasts, SIGTERM sets `asked` instead of ending the process. In threads other than the main one it rests."""
+    """While it lasts, SIGTERM sets `asked` instead of ending the process; in threads but the main one it rests."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: Any = None
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self

@@ -17,10 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from regard._errors import CheckpointError, DataError
@@ -29,8 +27,9 @@ from regard.training.checkpoint import Checkpoints
 from regard.training.config import TrainingConfig
 from regard.training.interruption import StopRequest
 from regard.training.monitor import Monitor
+from regard.training.processes import Processes
 from regard.training.schedule import rate_at
-from regard.training.setup import accelerator_for, adamw_for, dropout_for, seed_all
+from regard.training.setup import adamw_for, dropout_for, seed_all
 from regard.training.state import TrainingState, load_tensors, load_weights, whole_tensors, whole_weights
 from regard.training.task import Batch, Task
 
@@ -90,23 +89,21 @@ class _Run:
         self.task, self.config, self.folder = task, config, folder
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.accelerator = accelerator_for(config)
-        self.main = self.accelerator.is_main_process
-        self.watched = watched and self.main
+        self.processes = Processes(config)
+        self.watched = watched and self.processes.first
         apart = bool(config.average_decay) or config.sharding != "none"
         self.evaluated = copy.deepcopy(task.model) if apart else task.model
-        prepared: Any = self.accelerator.prepare(_Objective(task), adamw_for(task.model, config))
-        self.objective, self.optimizer = cast("tuple[nn.Module, torch.optim.Optimizer]", prepared)
-        self.evaluated.to(self.accelerator.device)
+        self.objective, self.optimizer = self.processes.prepared(_Objective(task), adamw_for(task.model, config))
+        self.evaluated.to(self.processes.device)
         self.average = WeightAverage(task.model, config.average_decay) if config.average_decay else None
         self.dropout = dropout_for(task.model, config)
         self.state = TrainingState()
         self.saved_at, self.saved_step = time.monotonic(), -1
 
     def go(self) -> Trained:
-        monitor = Monitor(self.folder, steps=self.config.steps, enabled=self.main, watched=self.watched)
-        checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.config.keep, writer=self.main)
-        with checkpoints, monitor, StopRequest() as stop:
+        monitor = Monitor(self.folder, steps=self.config.steps, enabled=self.processes.first, watched=self.watched)
+        checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.config.keep, writer=self.processes.first)
+        with self.processes, checkpoints, monitor, StopRequest() as stop:
             self._resume(checkpoints, monitor)
             finished = self._steps(checkpoints, monitor, stop)
             if finished and self.state.evaluated != self.state.step:  # a stop leaves no trace in the curve
@@ -149,11 +146,11 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         units = self.task.units(indices)
-        seed_all(config.seed, step, self.accelerator.process_index)
+        seed_all(config.seed, step, self.processes.number)
         loss = self._gradient(indices, units)
         if not math.isfinite(loss):
             raise DataError(f"the loss of step {step} is {loss}. The last checkpoint is good; lower learning_rate.")
-        norm = self._clip()
+        norm = self.processes.clip(self.objective.parameters(), config.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -178,29 +175,22 @@ class _Run:
 
         Wrappers average gradients over processes, so each part's sum counts `processes` times.
         """
-        processes, process = self.accelerator.num_processes, self.accelerator.process_index
-        accumulate = self.config.accumulate
+        processes, accumulate = self.processes, self.config.accumulate
         self.objective.train()
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), device=processes.device)
         for turn in range(accumulate):
-            mine = indices[process + turn * processes :: processes * accumulate]
+            mine = indices[processes.number + turn * processes.count :: processes.count * accumulate]
             last = turn == accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.objective):
-                total += self._backward(mine, processes / units)
-        return float(cast("Tensor", self.accelerator.reduce(total, "sum"))) / units
+            with nullcontext() if last else processes.keeping_gradients(self.objective):
+                total += self._backward(mine, processes.count / units)
+        return processes.total(total) / units
 
     def _backward(self, indices: Sequence[int], scale: float) -> Tensor:
         """Add the gradient of these examples; of none it is 0, but computed, for the other processes wait for it."""
-        batch = send_to_device(self.task.batch(indices or [0]), self.accelerator.device)
+        batch = self.processes.moved(self.task.batch(indices or [0]))
         total = self.objective(batch) * float(bool(indices))
-        self.accelerator.backward(total * scale)
+        self.processes.backward(total * scale)
         return total.detach().to(torch.float32)
-
-    def _clip(self) -> float:
-        """Scale gradients down to the allowed norm; the norm before."""
-        limit = self.config.clip_norm or math.inf
-        norm: Any = self.accelerator.clip_grad_norm_(self.objective.parameters(), limit)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def _look(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
         """What is due after this step: evaluation, a look at attention, a checkpoint."""
@@ -216,10 +206,9 @@ class _Run:
 
     def _agreed(self, wish: bool) -> bool:  # noqa: FBT001 - a wish is a bool
         """Whether any process wishes it: no process's clock or signal may decide for itself."""
-        if self.accelerator.num_processes == 1:
+        if self.processes.count == 1:
             return wish
-        votes = self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum")
-        return float(cast("Tensor", votes)) > 0
+        return self.processes.total(torch.tensor(float(wish), device=self.processes.device)) > 0
 
     def _evaluate(self, monitor: Monitor) -> None:
         """Metrics of the weights as they would be used."""
@@ -237,7 +226,7 @@ class _Run:
 
     def _health(self, monitor: Monitor) -> None:
         model = self._usable()
-        if self.main:
+        if self.processes.first:
             monitor.health(self.state.step, model.eval(), self.task)
 
     def _usable(self) -> nn.Module:
@@ -256,7 +245,7 @@ class _Run:
             "config": self.config.model_dump(mode="json"),
         }
         checkpoints.save(self.state.step, tensors, facts, digest=self.config.digest())
-        self.accelerator.wait_for_everyone()
+        self.processes.wait()
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def _resume(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
@@ -264,7 +253,7 @@ class _Run:
         if saved is None:
             monitor.start(None)
             return
-        changed = self.config.differences(saved.facts["config"])
+        changed = self.config.differences(saved.facts.get("config", {}))
         if changed:
             raise CheckpointError(
                 f"{str(self.folder)!r} holds a run of another configuration ({'; '.join(changed)}). "

@@ -51,7 +51,7 @@ def vocabulary_cross_entropy(states: Tensor, weight: Tensor, targets: Tensor, *,
         dtype = torch.get_autocast_dtype(kind)
         states, weight = states.to(dtype), weight.to(dtype)
     with torch.autocast(kind, enabled=False):
-        apply = cast("Callable[..., Tensor]", _VocabularyCrossEntropy.apply)
+        apply = cast("Callable[..., Tensor]", cast("Any", _VocabularyCrossEntropy).apply)
         return apply(states, weight, targets, smoothing)
 
 

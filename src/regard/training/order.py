@@ -7,13 +7,15 @@ the examples that it would have seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 
 def shuffled_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Batches of `batch_size` of `count` examples in random order; what is left over at the end stays out."""
-    places = torch.randperm(count, generator=_generator(seed, epoch)).tolist()
+    places = listed(torch.randperm(count, generator=_generator(seed, epoch)))
     whole = max(count // batch_size, 1)
     return [places[first * batch_size : (first + 1) * batch_size] for first in range(whole)]
 
@@ -26,7 +28,7 @@ def length_batches(lengths: Sequence[int], most_tokens: int, *, seed: int, epoch
     """
     generator = _generator(seed, epoch)
     chance = torch.rand(len(lengths), generator=generator)
-    order = torch.argsort(torch.tensor(lengths, dtype=torch.float32) * (1.0 + 0.1 * chance)).tolist()
+    order = listed(torch.argsort(torch.tensor(lengths, dtype=torch.float32) * (1.0 + 0.1 * chance)))
     batches: list[list[int]] = [[]]
     longest = 0
     for place in order:
@@ -35,7 +37,12 @@ def length_batches(lengths: Sequence[int], most_tokens: int, *, seed: int, epoch
             batches.append([])
             longest = lengths[place]
         batches[-1].append(place)
-    return [batches[place] for place in torch.randperm(len(batches), generator=generator).tolist() if batches[place]]
+    return [batches[place] for place in listed(torch.randperm(len(batches), generator=generator)) if batches[place]]
+
+
+def listed(numbers: Tensor) -> list[int]:
+    """Of whole numbers (count,): torch's own `tolist` has no type."""
+    return cast("Any", numbers).tolist()
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

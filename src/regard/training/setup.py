@@ -1,28 +1,17 @@
-"""What a run is set up from: the accelerator, the optimizer, the dropout schedule, the random numbers of a step."""
+"""What a run is set up from: precision, optimizer, dropout schedule, the random numbers of a step."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from regard.nn import DropoutSchedule
 from regard.training.config import TrainingConfig
-
-
-def accelerator_for(config: TrainingConfig) -> Accelerator:
-    """Device, precision and processes, as torchrun's environment and the configuration say."""
-    sharded: Any = FullyShardedDataParallelPlugin(fsdp_version=2) if config.sharding == "full" else None
-    return Accelerator(
-        mixed_precision="bf16" if computes_in_bfloat16(config) else "no",
-        fsdp_plugin=sharded,
-        cpu=not torch.cuda.is_available(),
-    )
 
 
 def computes_in_bfloat16(config: TrainingConfig) -> bool:
@@ -61,12 +50,12 @@ def seed_all(seed: int, step: int, process: int) -> None:
     mixed = hashlib.sha256(f"{seed}/{step}/{process}".encode()).digest()
     number = int.from_bytes(mixed[:8], "little") >> 1
     random.seed(number)
-    torch.manual_seed(number)
+    cast("Any", torch).manual_seed(number)
     try:
-        import numpy
+        numpy: Any = import_module("numpy")
     except ImportError:
         return
-    numpy.random.seed(number % 2**32)  # noqa: NPY002 - the global generator is what third parties draw from
+    numpy.random.seed(number % 2**32)
 
 
 def _cpu_flags() -> str:

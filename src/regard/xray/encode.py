@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from regard._errors import ArgumentError, DataError
+from regard._text import check_text
 from regard.xray.loading import LoadedModel
 from regard.xray.pretrained import import_transformers, one_line, quiet
-from regard._text import check_text
 
 CHARACTER_LIMIT = 1_000_000
 """Longer texts are cut before the tokenizer sees them. One "word" of that length takes the slowest tokenizer

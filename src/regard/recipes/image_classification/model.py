@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,11 +137,11 @@ def class_attention(model: ViT, image: Tensor) -> ClassAttention:
 
 def without_batch_norm(module: nn.Module) -> nn.Module:
     """The module with a GroupNorm of one group, of the same weights, for each BatchNorm2d in it."""
-    named: dict[str, Any] = dict(module.named_modules())
+    named: dict[str, Any] = dict(cast("Any", module).named_modules())
     for name, child in named.items():
         if isinstance(child, nn.BatchNorm2d):
             made = nn.GroupNorm(1, child.num_features, eps=child.eps)
-            made.load_state_dict(child.state_dict(), strict=False)
+            made.load_state_dict(cast("Any", child).state_dict(), strict=False)
             parent, _, own = name.rpartition(".")
             setattr(module.get_submodule(parent), own, made)
     return module

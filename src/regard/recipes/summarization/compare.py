@@ -14,14 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from torch import nn
-
 from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
 from regard.recipes.summarization.data import CorpusName, load
 from regard.recipes.summarization.documents import Splits
 from regard.recipes.summarization.encoders import EncoderName
 from regard.recipes.summarization.model import Style
-from regard.recipes.summarization.recipe import VOCABULARY, Config, report, task_of, told
+from regard.recipes.summarization.recipe import Config, report, task_of, told
 from regard.recipes.summarization.rouge import KINDS
 from regard.recipes.summarization.task import SummarizationTask
 from regard.training.intervals import paired_difference
@@ -95,11 +93,7 @@ def compare(
     def make(each: Config) -> SummarizationTask:
         return task_of(each, splits(each.corpus, each.file))
 
-    def reported(task: SummarizationTask, model: nn.Module, each: Config) -> dict[str, Any]:
-        task.vocabulary.save(folder / f"{each.corpus}-{each.style}-{each.encoder}" / VOCABULARY)
-        return report(task, model, each)
-
-    found = compare_variants(variants, folder, make_task=make, report=reported, say=say, watched=watched)
+    found = compare_variants(variants, folder, make_task=make, report=report, say=say, watched=watched)
     if found is None:
         return None
     measured = summary(found, {variant.name: variant.config for variant in variants}, corpora)

@@ -22,7 +22,7 @@ from regard.recipes.summarization.model import Sizes, Style, Summarizer
 from regard.recipes.summarization.rouge import KINDS, cut, lead, oracle, rouge
 from regard.recipes.summarization.task import SummarizationTask, as_summarizer
 from regard.recipes.summarization.text import paragraphs_of, without_addresses
-from regard.recipes.summarization.vocabulary import Vocabulary, kept_vocabulary
+from regard.recipes.summarization.vocabulary import VOCABULARY, Vocabulary, kept_vocabulary
 from regard.recipes.trained import open_run
 from regard.training.config import TrainingConfig
 from regard.training.intervals import Interval, mean_interval
@@ -30,8 +30,6 @@ from regard.training.setup import seed_all
 from regard.training.state import load_weights
 
 NAME = "summarization"
-VOCABULARY = "vocabulary.json"
-"""The file of a run that `run` reads its pieces from."""
 
 
 class Config(TrainingConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from regard.recipes.summarization.documents import Example, Splits
 from regard.recipes.summarization.model import Documents, Summarizer, sentences_of_documents
 from regard.recipes.summarization.numbered import Numbered, collated, numbered
 from regard.recipes.summarization.rouge import KINDS, extract, rouge
-from regard.recipes.summarization.vocabulary import BEGIN, END, Vocabulary
+from regard.recipes.summarization.vocabulary import BEGIN, END, VOCABULARY, Vocabulary
 from regard.training.order import length_batches
 
 WATCHED = 200
@@ -61,6 +62,10 @@ class SummarizationTask:
         self.training = [each for each, useful in zip(every, teaches, strict=True) if useful]
         self.watched = splits.validation[:WATCHED]
         self._of_validation = self._numbered(self.watched)
+
+    def keep(self, folder: Path) -> None:
+        """What the trained model cannot be used without."""
+        self.vocabulary.save(folder / VOCABULARY)
 
     def order(self, epoch: int) -> Sequence[Sequence[int]]:
         lengths = [self._length(document) for document in self.training]

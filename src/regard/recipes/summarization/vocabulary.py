@@ -18,6 +18,9 @@ from tokenizers.models import BPE
 from regard._errors import DataError
 from regard.training.sources import cache_folder, fresh_file
 
+VOCABULARY = "vocabulary.json"
+"""Its file in the folder of a run."""
+
 BEGIN, END, DOCUMENT, PARAGRAPH, SENTENCE = range(5)
 MARKS = ("<begin>", "<end>", "<document>", "<paragraph>", "<sentence>")
 

@@ -30,11 +30,12 @@ _TITLES = {
 def variants(config: Config) -> list[Variant[Config]]:
     """The translator, with one head, and recurrent."""
     common = config.model_dump()
-    return [
-        Variant(MAIN, Config(**{**common, "model": "transformer"})),
-        Variant("one-head", Config(**{**common, "model": "transformer", "num_heads": 1})),
-        Variant("gru", Config(**{**common, "model": "gru"})),
-    ]
+    differing = {
+        MAIN: {"model": "transformer"},
+        "one-head": {"model": "transformer", "num_heads": 1},
+        "gru": {"model": "gru"},
+    }
+    return [Variant(name, Config.model_validate({**common, **keys})) for name, keys in differing.items()]
 
 
 def compare(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,14 @@ def draw_heatmap(translation: Translation, path: Path) -> None:
     if path.suffix.lower() == ".html":
         write_whole(path, _page(translation))
         return
-    from matplotlib import rc_context
+    matplotlib: Any = import_module("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     words, targets = translation.source_words, translation.target_words
-    with rc_context({"font.family": [*_fonts(), "DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "regard"}):
+    with matplotlib.rc_context(
+        {"font.family": [*_fonts(), "DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "regard"}
+    ):
         figure: Any = Figure(figsize=(2.0 + 0.38 * len(words), 1.6 + 0.34 * len(targets)), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()

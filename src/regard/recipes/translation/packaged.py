@@ -25,6 +25,7 @@ from regard.recipes.translation.recipe import Config, build
 from regard.recipes.translation.translate import TrainedTranslator
 from regard.recipes.translation.vocabulary import Vocabulary
 from regard.training.checkpoint import Checkpoints, read_checkpoint
+from regard.training.order import listed
 from regard.training.state import load_weights
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -48,7 +49,7 @@ def packaged_translator(folder: Path = WEIGHTS) -> TrainedTranslator:
         )
     saved = read_checkpoint(folder)
     config = Config.model_validate(saved.facts["config"])
-    vocabulary = Vocabulary.from_json(bytes(saved.tensors["vocabulary"]["json"].tolist()).decode())
+    vocabulary = Vocabulary.from_json(bytes(listed(saved.tensors["vocabulary"]["json"])).decode())
     model = build(config, len(vocabulary))
     load_weights(model, unpacked(saved.tensors))
     if not isinstance(model, TransformerTranslator):

@@ -26,6 +26,7 @@ from regard.recipes.translation.scoring import score_by_domain
 from regard.recipes.translation.task import TranslationTask, one_source
 from regard.recipes.translation.vocabulary import Vocabulary, train_vocabulary
 from regard.training.config import TrainingConfig
+from regard.training.order import listed
 from regard.training.setup import seed_all
 from regard.training.sources import cache_folder, fresh_file
 from regard.training.task import Task
@@ -147,5 +148,5 @@ def translations(model: nn.Module, vocabulary: Vocabulary, sources: Sequence[str
         pieces = one_source(source, vocabulary).to(device)
         lengths = torch.tensor([pieces.shape[1]], device=device)
         found = translator.generate(pieces, lengths, beams=beams, most_pieces=2 * pieces.shape[1] + 10)
-        written.append(vocabulary.decode(found.tokens[0, 0].tolist()))
+        written.append(vocabulary.decode(listed(found.tokens[0, 0])))
     return written

@@ -8,7 +8,7 @@ interval holds the middle 95 % of the scores of 1,000 test sets drawn from the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sacrebleu.metrics.bleu import BLEU
@@ -16,10 +16,12 @@ from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 
 from regard.recipes.translation.pairs import Language, Pair
+from regard.training.order import listed
 
 DRAWS, SEED = 1_000, 12345
 TOKENIZER = {"zh": "zh", "de": "13a"}
 ORDER = 4
+_compute: Any = cast("Any", BLEU).compute_bleu
 
 
 def sentence_counts(written: Sequence[str], expected: Sequence[str], language: Language) -> Tensor:
@@ -32,8 +34,8 @@ def sentence_counts(written: Sequence[str], expected: Sequence[str], language: L
 
 def bleu(counts: Tensor) -> float:
     """Of a test set, from the sums over its sentences."""
-    written, expected, *rest = counts.sum(0).tolist()
-    return float(BLEU.compute_bleu(rest[:ORDER], rest[ORDER:], written, expected, smooth_method="exp").score)
+    written, expected, *rest = listed(counts.sum(0))
+    return float(_compute(rest[:ORDER], rest[ORDER:], written, expected, smooth_method="exp").score)
 
 
 def bleu_interval(counts: Tensor) -> dict[str, float]:
@@ -64,6 +66,6 @@ def _draws(count: int) -> Tensor:
     return torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(SEED))
 
 
-def _ends(values: list[float]) -> dict[str, Any]:
-    low, high = torch.tensor(values).quantile(torch.tensor([0.025, 0.975])).tolist()
-    return {"low": low, "high": high}
+def _ends(values: list[float]) -> dict[str, float]:
+    low, high = torch.tensor(values).quantile(torch.tensor([0.025, 0.975]))
+    return {"low": float(low), "high": float(high)}

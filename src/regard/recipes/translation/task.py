@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import sacrebleu
 import torch
 from torch import Tensor, nn
 
 from regard.recipes.translation.model import Sentences, Translator, padded, sentences_of, translation_loss
 from regard.recipes.translation.pairs import Corpus, Language, Pair
-from regard.recipes.translation.scoring import TOKENIZER
+from regard.recipes.translation.scoring import bleu, sentence_counts
 from regard.recipes.translation.vocabulary import OTHER, Vocabulary
-from regard.training.order import length_batches
+from regard.training.order import length_batches, listed
 
 PROSE = frozenset({"libreoffice", "wesnoth", "hsk"})
 """Domains that are tested. Sources of others begin with OTHER."""
@@ -51,7 +50,8 @@ class TranslationTask:
         smoothing: float,
         seed: int,
     ) -> None:
-        self.model, self.corpus, self.vocabulary, self.language = model, corpus, vocabulary, language
+        self.model, self.corpus, self.vocabulary = model, corpus, vocabulary
+        self.language: Language = language
         self.batch_tokens, self.others, self.smoothing, self.seed = batch_tokens, others, smoothing, seed
         self._sources, self._targets = encoded(corpus.train, vocabulary)
         self._prose = [place for place, pair in enumerate(corpus.train) if pair.domain in PROSE]
@@ -63,7 +63,7 @@ class TranslationTask:
         """All prose and some of the rest, by length."""
         count = min(len(self._other), round(self.others * len(self._prose)))
         generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-        drawn = torch.randperm(len(self._other), generator=generator)[:count].tolist()
+        drawn = listed(torch.randperm(len(self._other), generator=generator)[:count])
         places = self._prose + [self._other[place] for place in drawn]
         lengths = [max(len(self._sources[place]), len(self._targets[place]) + 1) for place in places]
         batches = length_batches(lengths, self.batch_tokens, seed=self.seed, epoch=epoch)
@@ -94,10 +94,9 @@ class TranslationTask:
             pieces += sum(len(target) + 1 for target in targets)
             most = 2 * max(map(len, sources)) + 10
             found = translator.generate(sentences.source, sentences.lengths, beams=1, most_pieces=most)
-            written += [self.vocabulary.decode(row) for row in found.tokens[:, 0].tolist()]
+            written += [self.vocabulary.decode(listed(row)) for row in found.tokens[:, 0]]
         expected = [pair.target for pair in self._validation]
-        score = sacrebleu.corpus_bleu(written, [expected], tokenize=TOKENIZER[self.language])
-        return {"loss": total / pieces, "bleu": score.score}
+        return {"loss": total / pieces, "bleu": bleu(sentence_counts(written, expected, self.language))}
 
     def health_batch(self) -> Sentences:
         """A few validation pairs, always the same."""

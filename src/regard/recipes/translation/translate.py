@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from regard.recipes.translation.cleaning import plain
 from regard.recipes.translation.model import TransformerTranslator, padded, sentences_of
 from regard.recipes.translation.recipe import Config, build
 from regard.recipes.translation.vocabulary import END, Piece, Vocabulary
+from regard.training.order import listed
 from regard.training.state import load_weights
 
 MOST_CHARACTERS = 2_000
@@ -99,7 +100,7 @@ class TrainedTranslator:
         sentences = [self.one(sentence, beams=beams) for sentence in self._sentences(readable(text))]
         sources = [word for each in sentences for word in each.source_words]
         targets = [word for each in sentences for word in each.target_words]
-        alignment = torch.block_diag(*(_matrix(each) for each in sentences)).tolist() if targets else []
+        alignment = _rows(cast("Any", torch).block_diag(*(_matrix(each) for each in sentences))) if targets else []
         return Translation(
             " ".join(each.source for each in sentences),
             "".join(each.translation for each in sentences),
@@ -117,13 +118,13 @@ class TrainedTranslator:
         most = 2 * len(numbers) + 10
         found = self.model.generate(padded([numbers]), torch.tensor([len(numbers)]), beams=beams, most_pieces=most)
         length = int(found.lengths[0, 0])
-        written = [number for number in found.tokens[0, 0, :length].tolist() if number != END]
+        written = [number for number in listed(found.tokens[0, 0, :length]) if number != END]
         translation = self.vocabulary.decode(written)
         words, of_pieces = source_words(sentence, pieces)
         target_words, of_written = self._target_words(written)
         weights = word_weights(self.weights(numbers, written), of_pieces, of_written)
         score = float(found.scores[0, 0]) * length  # scores are means over the pieces
-        return Translation(sentence, translation, words, target_words, weights.tolist(), score)
+        return Translation(sentence, translation, words, target_words, _rows(weights), score)
 
     @torch.no_grad()
     def weights(self, source: list[int], target: list[int]) -> Tensor:
@@ -198,6 +199,10 @@ def source_words(sentence: str, pieces: Sequence[Piece]) -> tuple[list[str], lis
         inside = [n for n, (first, last) in enumerate(spans) if first < piece.last and piece.first < last]
         of_pieces.append(inside[-1] if inside else -1)
     return words, of_pieces
+
+
+def _rows(weights: Tensor) -> list[list[float]]:
+    return cast("Any", weights).tolist()
 
 
 def _matrix(sentence: Translation) -> Tensor:

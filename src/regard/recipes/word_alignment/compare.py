@@ -20,7 +20,7 @@ _TITLES = {
 
 def variants(config: Config) -> list[Variant[Config]]:
     """The three ways."""
-    return [Variant(name, Config(**{**config.model_dump(), "guidance": name})) for name in _TITLES]
+    return [Variant(name, Config.model_validate({**config.model_dump(), "guidance": name})) for name in _TITLES]
 
 
 def compare(

@@ -20,6 +20,7 @@ xray: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.models.packages
+	$(BIN)/python -m tests.recipes.sources
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev

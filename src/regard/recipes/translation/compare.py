@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
-from regard.recipes.translation import data
 from regard.recipes.translation.baselines import TranslationMemory
 from regard.recipes.translation.pairs import Corpus
-from regard.recipes.translation.recipe import Config, report, task_of, vocabulary_of
+from regard.recipes.translation.recipe import Config, corpus_of, report, task_of, vocabulary_of
 from regard.recipes.translation.scoring import bleu_difference, score_by_domain, sentence_counts
 
 MAIN = "transformer"
@@ -50,7 +49,7 @@ def compare(
         DataError: the data are not in the cache and not to be downloaded.
         CheckpointError: a run in `folder` cannot go on.
     """
-    corpus = data.load(config.language, download=download)
+    corpus = corpus_of(config, download=download)
     vocabulary = vocabulary_of(config, corpus)
     results = compare_variants(
         variants(config),

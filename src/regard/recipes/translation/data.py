@@ -26,6 +26,7 @@ from regard.recipes.translation import bible, gettext_catalogs, json_texts, libr
 from regard.recipes.translation.cleaning import fault, pieces, plain
 from regard.recipes.translation.pairs import Corpus, Language, Pair
 from regard.recipes.translation.splits import split
+from regard.training.records import read_pairs
 from regard.training.sources import Package, cache_folder, fetch_all, fresh_file
 
 HELD_OUT: dict[Language, dict[str, int]] = {
@@ -36,6 +37,8 @@ DOMAINS: dict[Language, tuple[str, ...]] = {
     "zh": ("libreoffice", "wesnoth", "hsk", "bible", "homeassistant", "applications"),
     "de": ("libreoffice", "wesnoth", "homeassistant", "applications"),
 }
+OWN = "own"
+"""The domain of somebody's own pairs."""
 _CATALOG = {"zh": "zh_CN", "de": "de"}
 _COMPONENT = {"zh": "zh-Hans", "de": "de"}
 _RULES = ("bible", "cleaning", "data", "gettext_catalogs", "json_texts", "libreoffice", "splits")
@@ -61,6 +64,26 @@ def load(language: Language = "zh", domains: Sequence[str] | None = None, *, dow
         with fresh_file(path) as part:
             _write(part, build(language, chosen))
     return read(path)
+
+
+def own(path: Path, language: Language = "zh") -> Corpus:
+    """Pairs of somebody's own, from TSV or JSONL (`regard.training.records`); they count as prose.
+
+    A twentieth is held out for the test, a twentieth for validation, by the same rules.
+
+    Raises:
+        DataError: a line that is no pair, by its number; or too few that are worth keeping.
+    """
+    counts: Counter[str] = Counter()
+    pairs = list(_clean((Pair(*texts, OWN) for texts in read_pairs(path)), language, counts))
+    part = min(1_000, len(pairs) // 20)
+    if part < 1:
+        raise DataError(
+            f"{str(path)!r}: {len(pairs)} pairs are worth keeping ({dict(counts)}), at least 20 are needed. Give more."
+        )
+    train, validation, test, left_out = split(pairs, {OWN: part})
+    counts.update(left_out)
+    return Corpus(train, validation, test, dict(sorted(counts.items())))
 
 
 def build(language: Language, domains: Sequence[str]) -> Corpus:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -37,6 +38,7 @@ class Config(TrainingConfig):
 
     Args:
         language: of the targets.
+        pairs: a TSV or JSONL file of your own to train on instead.
         model: "transformer", or "gru", which has as many parameters.
         pieces: size of the vocabulary of both languages.
         embed_dim, num_heads, encoder_layers, decoder_layers: of the Transformer.
@@ -47,6 +49,7 @@ class Config(TrainingConfig):
     """
 
     language: Language = "zh"
+    pairs: str | None = None
     model: Literal["transformer", "gru"] = "transformer"
     pieces: int = Field(8000, ge=300)
     embed_dim: int = Field(256, ge=8)
@@ -74,8 +77,15 @@ def make_task(config: Config, *, download: bool) -> TranslationTask:
     Raises:
         DataError: a package is absent, and the text says how to get it.
     """
-    corpus = data.load(config.language, download=download)
+    corpus = corpus_of(config, download=download)
     return task_of(config, corpus, vocabulary_of(config, corpus))
+
+
+def corpus_of(config: Config, *, download: bool) -> Corpus:
+    """The pairs that the configuration names."""
+    if config.pairs is not None:
+        return data.own(Path(config.pairs), config.language)
+    return data.load(config.language, download=download)
 
 
 def task_of(config: Config, corpus: Corpus, vocabulary: Vocabulary) -> TranslationTask:

@@ -15,7 +15,7 @@ from regard.recipes.translation.scoring import bleu, sentence_counts
 from regard.recipes.translation.vocabulary import OTHER, Vocabulary
 from regard.training.order import length_batches, listed
 
-PROSE = frozenset({"libreoffice", "wesnoth", "hsk"})
+PROSE = frozenset({"libreoffice", "wesnoth", "hsk", "own"})
 """Domains that are tested. Sources of others begin with OTHER."""
 
 EVALUATED = 300

@@ -135,10 +135,6 @@ class AlignmentTask:
             "loss": loss,
         }
 
-    def health_batch(self) -> Sentences:
-        """A few validation verses, always the same."""
-        return self._watched.sentences(range(min(8, len(self._watched.verses))))
-
     def keep(self, folder: Path) -> None:
         """What the trained model cannot be used without."""
         self.vocabulary.save(folder / "tokenizer.json")

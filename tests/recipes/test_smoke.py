@@ -34,7 +34,7 @@ def test_every_recipe_is_here():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", list(SMALL))
 def test_smoke(name, tmp_path, capsys):
-    settings = [*SMALL[name].split(), "steps=2", "warmup_steps=1", "health_every=2", *_data(name, tmp_path)]
+    settings = [*SMALL[name].split(), "steps=2", "warmup_steps=1", "health_every=2", *data_of(name, tmp_path)]
     arguments = [part for setting in settings for part in ("--set", setting)]
     assert run("train", name, *arguments, "--out", str(tmp_path / "run"), "--json") == 0
     told = capsys.readouterr()
@@ -47,7 +47,7 @@ def test_smoke(name, tmp_path, capsys):
     assert {"start", "training", "evaluation", "health"} <= set(kinds)
 
 
-def _data(name: str, folder: Path) -> list[str]:
+def data_of(name: str, folder: Path) -> list[str]:
     """Settings that name the data; skips where they are not in the cache."""
     if name == "summarization":
         if not PROPOSALS.is_file():

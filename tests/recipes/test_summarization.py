@@ -152,20 +152,21 @@ def test_compare_trains_once_and_writes(tmp_path: Path, monkeypatch: pytest.Monk
     given = small_config(steps=2, evaluate_every=100)
     config = Config.model_validate({key: getattr(given, key) for key in given.model_fields_set - {"corpus"}})
     monkeypatch.setattr(module, "_DIFFERENCES", ("flat",))
-    first = compare(config, tmp_path / "runs", tmp_path / "results", download=False, say=said.append, corpora=["peps"])
-    assert first is not None
+    page = compare(config, tmp_path, download=False, say=said.append, corpora=["peps"])
+    assert page == tmp_path / "comparison.md"
     assert "4 variants, 0 of them finished." in said[0]
     assert said[1].startswith("Expected:")
-    text = (tmp_path / "results" / "summarization.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert "hierarchical minus flat" in text
     assert "| lead" in text or "|lead|" in text
-    assert json.loads((tmp_path / "results" / "summarization.json").read_text(encoding="utf-8")) == first
+    first = (tmp_path / "comparison.json").read_bytes()
+    assert json.loads(first)
     said.clear()
     monkeypatch.setattr(module, "task_of", lambda *_: pytest.fail("trained again"))
-    again = compare(config, tmp_path / "runs", tmp_path / "results", download=False, say=said.append, corpora=["peps"])
-    assert again == first
+    assert compare(config, tmp_path, download=False, say=said.append, corpora=["peps"]) == page
+    assert (tmp_path / "comparison.json").read_bytes() == first
     assert said == ["4 variants, 4 of them finished."]
-    assert (tmp_path / "runs" / "peps-extractive-flat" / VOCABULARY).is_file()
+    assert (tmp_path / "peps-extractive-flat" / VOCABULARY).is_file()
 
 
 def test_verdicts_follow_the_intervals() -> None:

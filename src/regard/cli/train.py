@@ -120,17 +120,14 @@ def _recipe(name: str) -> ModuleType:
 
 
 def _trained(name: str, recipe: Any, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
-    from regard.recipes.comparison import expected_seconds, told_time, write_whole
+    from regard.recipes.comparison import expected_seconds, told_time
     from regard.training.loop import train as train_task
+    from regard.training.whole_file import write_whole
 
     say = _teller()
     task = recipe.make_task(config, download=download)
     steps = f"{config.steps} steps"
     say(f"{name}: {steps}; expected {told_time(expected_seconds(task, config))} from the first step on this machine.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(task, "keep"):
-        task.keep(folder)
-    write_whole(folder / "config.json", config.model_dump_json(indent=2) + "\n")
     trained = train_task(task, config, folder, watched=True)
     report: dict[str, Any] = {"recipe": name, "step": trained.step, "finished": trained.finished}
     report["validation"] = trained.metrics

@@ -17,10 +17,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from regard._errors import DataError
 from regard.training.config import TrainingConfig
 from regard.training.loop import train
 from regard.training.setup import adamw_for, computes_in_bfloat16
 from regard.training.task import Task
+from regard.training.whole_file import write_whole
 
 C = TypeVar("C", bound=TrainingConfig)
 T = TypeVar("T", bound=Task)
@@ -57,9 +59,6 @@ def compare_variants(
     for variant in waiting:
         begun = time.monotonic()
         task = make_task(variant.config)
-        keep: Callable[[Path], None] | None = getattr(task, "keep", None)
-        if keep is not None:  # what a run needs beside its weights, such as a vocabulary
-            keep(folder / variant.name)
         trained = train(task, variant.config, folder / variant.name, watched=watched)
         if not trained.finished:
             say(f"{variant.name}: stopped at step {trained.step}; the same command goes on from there.")
@@ -81,7 +80,10 @@ def expected_seconds(task: Task, config: TrainingConfig, *, tries: int = 3) -> f
     kept = {name: value.clone() for name, value in task.model.state_dict().items()}
     drawn = torch.get_rng_state()
     optimizer = adamw_for(task.model, config)
-    indices = task.order(0)[0]
+    order = task.order(0)
+    if not order:
+        raise DataError("the task has no batches: its data are fewer than one batch. Give more, or lower batch_size.")
+    indices = order[0]
     spent: list[float] = []
     for _ in range(tries + 1):
         begun = time.perf_counter()
@@ -100,14 +102,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table for people; numbers stand right."""
     ruled = ["|".join(["", *cells, ""]) for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
     return "\n".join(ruled) + "\n"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that is either the old one or all of the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def _expected_seconds(variants: Sequence[Variant[C]], make_task: Callable[[C], T]) -> float:

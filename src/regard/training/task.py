@@ -22,6 +22,9 @@ class Task(Protocol):
     Attributes:
         model: in float32, on the CPU; the loop moves and wraps it.
         metric: the key of `evaluate` by which one evaluation is better than another; higher is better.
+
+    A task may have two methods more: `keep(folder)` writes what its weights are of no use without, such as a
+    vocabulary, when training begins; `health_batch()` gives the batch whose attention is looked at.
     """
 
     model: nn.Module

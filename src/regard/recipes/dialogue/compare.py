@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.curves import draw_curves
 from regard.recipes.dialogue.babi import PLACES
 from regard.recipes.dialogue.config import STORIES, Config
@@ -24,6 +24,7 @@ from regard.recipes.dialogue.model import MEMORIES
 from regard.recipes.dialogue.recipe import depth_name, make_task, report
 from regard.recipes.dialogue.tasks import DEPTHS
 from regard.training.intervals import Interval, corpus_interval, mean_interval, paired_difference
+from regard.training.whole_file import write_whole
 
 Band = dict[str, float]
 """value, low and high."""

@@ -17,12 +17,12 @@ from regard.recipes.comparison import (
     Variant,
     compare_variants,
     markdown_table,
-    write_whole,
 )
 from regard.recipes.image_classification import data
 from regard.recipes.image_classification.model import ATTENTION
 from regard.recipes.image_classification.recipe import Classification, Config, accuracy_of, baselines
 from regard.training.intervals import seeds_interval
+from regard.training.whole_file import write_whole
 
 SEEDS = (1, 2, 3)
 PLAIN = "cnn, none"

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.image_text import data
 from regard.recipes.image_text.model import LossName
 from regard.recipes.image_text.recipe import Config, ImageText, baselines, recalls_of, tested
+from regard.training.whole_file import write_whole
 
 LOSSES: tuple[LossName, ...] = ("clip", "siglip")
 SHOWN = ("recall@1", "recall@5", "recall@10")

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.curves import draw_curves
 from regard.recipes.language_model.recipe import make_task, report
 from regard.recipes.language_model.task import BLOCK, Config
 from regard.training.intervals import Interval, mean_interval, paired_difference
+from regard.training.whole_file import write_whole
 
 BASELINE = "rope"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

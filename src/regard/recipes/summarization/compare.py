@@ -2,7 +2,7 @@
 
 Equal budget within a corpus and a style: the same steps, tokens in a batch, settings and (almost) number of parameters.
 A flat model cuts documents sooner, so its batches hold more of them: how many documents each has seen is told. Writes
-`summarization.json` and `summarization.md`. Intervals are over the documents of the test: they say what other documents
+`comparison.json` and `comparison.md`. Intervals are over the documents of the test: they say what other documents
 would do to a score, not what another seed would. Differences are between scores of the same documents.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.summarization.data import CorpusName, load
 from regard.recipes.summarization.documents import Splits
 from regard.recipes.summarization.encoders import EncoderName
@@ -23,6 +23,7 @@ from regard.recipes.summarization.recipe import Config, report, task_of, told
 from regard.recipes.summarization.rouge import KINDS
 from regard.recipes.summarization.task import SummarizationTask
 from regard.training.intervals import paired_difference
+from regard.training.whole_file import write_whole
 
 CORPORA: tuple[CorpusName, ...] = ("descriptions", "man_pages", "peps")
 ENCODERS: tuple[EncoderName, ...] = get_args(EncoderName)
@@ -69,16 +70,16 @@ def variants_of(config: Config, corpora: Sequence[CorpusName] = CORPORA) -> list
 def compare(
     config: Config,
     folder: Path,
-    results: Path,
     *,
     download: bool,
     say: Callable[[str], None],
     watched: bool = False,
     corpora: Sequence[CorpusName] = CORPORA,
-) -> dict[str, Any] | None:
-    """Train what is not trained yet in `folder`, and write `results`/summarization.{json,md}.
+) -> Path | None:
+    """Train what is missing, and write `comparison.json` and `comparison.md` into `folder`.
 
-    None when it was asked to stop (SIGTERM); the same call goes on from there.
+    Returns:
+        The path of the page; None when it was asked to stop (SIGTERM): the same call goes on.
 
     Raises:
         DataError: data are absent and not to be downloaded.
@@ -97,9 +98,9 @@ def compare(
     if found is None:
         return None
     measured = summary(found, {variant.name: variant.config for variant in variants}, corpora)
-    write_whole(results / "summarization.json", json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
-    write_whole(results / "summarization.md", page(measured))
-    return measured
+    write_whole(folder / "comparison.json", json.dumps(measured, indent=1, ensure_ascii=False) + "\n")
+    write_whole(folder / "comparison.md", page(measured))
+    return folder / "comparison.md"
 
 
 def summary(

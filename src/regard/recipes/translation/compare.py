@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.translation.baselines import TranslationMemory
 from regard.recipes.translation.pairs import Corpus
 from regard.recipes.translation.recipe import Config, corpus_of, report, task_of, vocabulary_of
 from regard.recipes.translation.scoring import bleu_difference, score_by_domain, sentence_counts
+from regard.training.whole_file import write_whole
 
 MAIN = "transformer"
 _TITLES = {

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from regard._errors import ArgumentError, DataError, DependencyError
-from regard.recipes.comparison import write_whole
 from regard.recipes.translation.translate import Translation
+from regard.training.whole_file import write_whole
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")
 _CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Noto Serif CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei",

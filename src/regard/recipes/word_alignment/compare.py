@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, write_whole
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.translation.verses import load_verses
 from regard.recipes.word_alignment.recipe import Config, report, task_of
+from regard.training.whole_file import write_whole
 
 _TITLES = {
     "gold": "one head taught by people",

@@ -127,7 +127,7 @@ def _finished(folder: Path, config: TrainingConfig) -> Result | None:
 def _write(folder: Path, config: TrainingConfig, result: Result) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         saved = {"digest": config.digest(), "config": config.decisive(), "result": result}
-        write_whole(folder / RESULT, json.dumps(saved, indent=1, ensure_ascii=False, sort_keys=True))
+        write_whole(folder / RESULT, json.dumps(saved, indent=1, ensure_ascii=False))
 
 
 def told_time(seconds: float) -> str:

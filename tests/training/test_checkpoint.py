@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from regard import _tensor_file
 from regard._errors import ArgumentError, CheckpointError
 from regard._version import __version__
 from regard._weights_check import check_safetensors
-from regard.training import _checkpoint_tensors
 from regard.training.checkpoint import Checkpoints, read_checkpoint
 from tests.training.checkpoint_cases import (
     DIGEST,
@@ -295,7 +295,7 @@ def test_large_tensors_are_written_in_pieces_that_the_system_may_cut(tmp_path: P
     original = os.write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "write", lambda descriptor, data: original(descriptor, data[:777]))
-        patch.setattr(_checkpoint_tensors, "_PIECE", 10_000)
+        patch.setattr(_tensor_file, "_PIECE", 10_000)
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(1, {"model": {"a": tensor}}, {}, digest=DIGEST)
     assert bits(newest(tmp_path).tensors["model"]["a"]) == bits(tensor)
@@ -330,7 +330,7 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_no_fault(tmp_path: Path) -> 
                     save(checkpoints, step)
                 return original(path)
 
-            patch.setattr("regard.training._checkpoint_folder.os.scandir", scandir)
+            patch.setattr("regard._sealed_folder.os.scandir", scandir)
             saved = newest(tmp_path)
     assert_is(saved, 3)
     assert saved.skipped == []

@@ -31,16 +31,9 @@ from typing import Any, Self
 from torch import Tensor
 
 from regard._errors import ArgumentError, CheckpointError
-from regard.training._checkpoint_folder import (
-    MANIFEST,
-    CorruptCheckpointError,
-    Draft,
-    Manifest,
-    load,
-    sync_folder,
-    verify,
-)
-from regard.training._checkpoint_tensors import write_durably
+from regard._sealed_folder import MANIFEST, CorruptCheckpointError, sync_folder
+from regard._tensor_file import write_durably
+from regard.training._checkpoint_folder import Draft, Manifest, load, verify
 
 _NAME = re.compile(r"ckpt-(\d{6}|[1-9]\d{6,})")
 _TEMPORARY = ".tmp-"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from regard._errors import ArgumentError
@@ -48,13 +47,12 @@ _PIECE = 1 << 24
 """Bytes that are hashed and written at a time."""
 
 
-class Carried(BaseModel):
+@dataclass(frozen=True)
+class Carried:
     """What a tensor is that stands in the file as bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
     dtype: str
-    shape: list[int]
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def tensor_file(name: str, tensors: Mapping[str, Tensor]) -> TensorFile:
         size = tensor.numel() * tensor.element_size()
         dtype, shape = _NAMED.get(tensor.dtype, "U8"), list(tensor.shape)
         if tensor.dtype not in _NAMED:
-            carried[key] = Carried(dtype=str(tensor.dtype).removeprefix("torch."), shape=shape)
+            carried[key] = Carried(str(tensor.dtype).removeprefix("torch."), tuple(shape))
             shape = [size]
         entries[key] = {"dtype": dtype, "shape": shape, "data_offsets": [reached, reached + size]}
         reached += size
@@ -176,7 +174,7 @@ def _empty(entry: TensorEntry, carried: Carried | None) -> Tensor:
     if not isinstance(dtype, torch.dtype) or dtype in _NAMED:
         raise ValueError(f"a dtype that is carried as bytes, found {carried.dtype!r}")
     if math.prod(carried.shape) * dtype.itemsize != entry.end - entry.begin:
-        raise ValueError(f"{entry.end - entry.begin} bytes, found {carried}")
+        raise ValueError(f"{entry.end - entry.begin} bytes, found {carried.dtype} {list(carried.shape)}")
     # torch.empty warns of some dtypes, a view does not.
     return torch.empty(entry.end - entry.begin, dtype=torch.uint8).view(dtype).reshape(carried.shape)
 
@@ -194,6 +192,4 @@ def _check_fit(name: str, key: str, tensor: Tensor) -> None:
 
 
 def _unfit(name: str, expected: str, got: str) -> ArgumentError:
-    return ArgumentError(
-        f"tensors[{name!r}]", expected=expected, got=got, do="A checkpoint holds what can be read again."
-    )
+    return ArgumentError(f"tensors[{name!r}]", expected=expected, got=got, do="Only what can be read again is written.")

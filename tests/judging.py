@@ -11,8 +11,8 @@ import torch
 
 import regard
 from regard import RegardError, UnsupportedError
+from regard.trust.plain import plain_attention
 from tests import oracles
-from tests.budgets import plain_attention
 from tests.oracles import Case
 
 BACKENDS = ("native", "eager", "sdpa", "flex", "auto")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import regard
-from tests import budgets
+from regard.trust import budget
 
 Attention = Callable[..., Any]
 
@@ -145,7 +145,7 @@ def assert_same(actual: Tensor, expected: Tensor, name: str = "result") -> None:
 
 
 def assert_answer(actual: Answer, plain: Answer, truth: Answer) -> None:
-    """The error budget of tests/budgets.py, for the output, the lse and every gradient."""
+    """The error budget of regard.trust.budget, for the output, the lse and every gradient."""
     _assert_forward(actual.output, plain.output, truth.output, "output")
     assert (actual.lse is None) == (truth.lse is None), "one has an lse and the other has none"
     if actual.lse is not None and plain.lse is not None and truth.lse is not None:
@@ -153,9 +153,9 @@ def assert_answer(actual: Answer, plain: Answer, truth: Answer) -> None:
         _assert_forward(actual.lse, plain.lse.to(torch.float32), truth.lse, "lse")
     assert set(actual.gradients) == set(truth.gradients), "gradients of different inputs"
     for name, expected in truth.gradients.items():
-        limit = budgets.gradient(name, plain.gradients, truth.gradients)
+        limit = budget.gradient(name, plain.gradients, truth.gradients)
         assert_within(actual.gradients[name], expected, limit, f"gradient of {name}")
 
 
 def _assert_forward(actual: Tensor, plain: Tensor, expected: Tensor, name: str) -> None:
-    assert_within(actual, expected, budgets.forward(plain, expected), name)
+    assert_within(actual, expected, budget.forward(plain, expected), name)

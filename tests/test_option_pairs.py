@@ -17,8 +17,8 @@ from regard import MaskError, UnsupportedError, masks, positions
 from regard.backends import BACKENDS
 from regard.masks import Mask
 from regard.positions import Position
+from regard.trust.plain import plain_attention
 from tests import judging, oracles
-from tests.budgets import plain_attention
 from tests.option_table import (
     ASPECTS,
     MASKS,

@@ -11,8 +11,9 @@ import torch
 
 import regard
 from regard.masks import Causal
-from tests import budgets, oracles
-from tests.budgets import plain_attention
+from regard.trust import budget, plain
+from regard.trust.plain import plain_attention
+from tests import oracles
 from tests.oracles import Case
 
 BATCH, HEADS, LENGTH, WIDTH = 2, 4, 8, 6
@@ -205,7 +206,7 @@ def test_nan_error_is_no_small_error():
 
 
 def test_no_environment_variable_is_read():
-    for module in (budgets, oracles):
+    for module in (budget, plain, oracles):
         source = Path(module.__file__).read_text(encoding="utf-8")
         assert "os.environ" not in source
         assert "getenv" not in source

@@ -11,8 +11,8 @@ from regard import masks
 from regard.backends import flex
 from regard.masks import Causal, Dense, Padding, SlidingWindow
 from regard.positions import ALiBi, RoPE
+from regard.trust.plain import plain_attention
 from tests import oracles
-from tests.budgets import plain_attention
 from tests.oracles import Case
 
 BATCH, HEADS = 2, 4

@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - as everywhere in the field
 from torch import Tensor
 
 from regard.backends import _library
-from tests import budgets
+from regard.trust import budget
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 
@@ -199,7 +199,7 @@ def kernels() -> str:
 
 
 def assert_near(found, exact, plain):
-    """Within the budget of tests/budgets.py: twice torch's own error, three times for gradients, and roundings."""
+    """Within the budget of regard.trust.budget: twice torch's own error, three times for gradients, and roundings."""
     assert len(found) == len(exact) == len(plain)
     for number, (have, want, torchs) in enumerate(zip(found, exact, plain, strict=True)):
         assert have.dtype == torchs.dtype
@@ -207,6 +207,6 @@ def assert_near(found, exact, plain):
         if want.numel() == 0:
             continue
         error, own = (float((each.double() - want).abs().max()) for each in (have, torchs))
-        floor = max(budgets.floor(other, have.dtype) for other in exact)
+        floor = max(budget.floor(other, have.dtype) for other in exact)
         limit = 1e-11 if have.dtype == torch.float64 else (3.0 if number else 2.0) * own + 2.0 * floor
         assert error <= limit, f"result {number}: error {error:.3g} above {limit:.3g}"

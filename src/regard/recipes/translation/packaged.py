@@ -37,12 +37,13 @@ def is_packaged() -> bool:
     return WEIGHTS.is_dir()
 
 
-def packaged_translator(folder: Path = WEIGHTS) -> TrainedTranslator:
-    """The translator, ready to use.
+def packaged_translator(folder: Path | None = None) -> TrainedTranslator:
+    """The translator, ready to use; that of the package where no other folder is named.
 
     Raises:
         CheckpointError: it is absent, or a byte of it is not what was packed.
     """
+    folder = folder or WEIGHTS
     if not folder.is_dir():
         raise CheckpointError(
             "no trained translator came with this copy of regard: regard train translation --download"

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 
 from regard.recipes.translation.pairs import Language, Pair
@@ -21,11 +19,12 @@ from regard.training.order import listed
 DRAWS, SEED = 1_000, 12345
 TOKENIZER = {"zh": "zh", "de": "13a"}
 ORDER = 4
-_compute: Any = cast("Any", BLEU).compute_bleu
 
 
 def sentence_counts(written: Sequence[str], expected: Sequence[str], language: Language) -> Tensor:
     """What BLEU is made of, int64 (sentences, 2 + 2 * ORDER): both lengths, n-grams that match, and all n-grams."""
+    from sacrebleu.metrics.bleu import BLEU  # not needed to translate
+
     metric = BLEU(tokenize=TOKENIZER[language], effective_order=True)
     scores = [metric.sentence_score(mine, [theirs]) for mine, theirs in zip(written, expected, strict=True)]
     rows = [[score.sys_len, score.ref_len, *score.counts, *score.totals] for score in scores]
@@ -34,8 +33,11 @@ def sentence_counts(written: Sequence[str], expected: Sequence[str], language: L
 
 def bleu(counts: Tensor) -> float:
     """Of a test set, from the sums over its sentences."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    compute: Any = cast("Any", BLEU).compute_bleu
     written, expected, *rest = listed(counts.sum(0))
-    return float(_compute(rest[:ORDER], rest[ORDER:], written, expected, smooth_method="exp").score)
+    return float(compute(rest[:ORDER], rest[ORDER:], written, expected, smooth_method="exp").score)
 
 
 def bleu_interval(counts: Tensor) -> dict[str, float]:
@@ -51,6 +53,8 @@ def bleu_difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:
 
 def score_by_domain(written: Sequence[str], pairs: Sequence[Pair], language: Language) -> dict[str, dict[str, float]]:
     """For each domain and for "all": BLEU, its interval, chrF, and how many sentences."""
+    from sacrebleu.metrics.chrf import CHRF
+
     found: dict[str, dict[str, float]] = {}
     for domain in ("all", *sorted({pair.domain for pair in pairs})):
         places = [place for place, pair in enumerate(pairs) if domain in ("all", pair.domain)]

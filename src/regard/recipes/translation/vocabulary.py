@@ -59,6 +59,10 @@ class Vocabulary:
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         return [Piece(number, *span) for number, span in zip(encoded.ids, encoded.offsets, strict=True)]
 
+    def name(self, number: int) -> str:
+        """A piece as it stands in the vocabulary: a space is ▁."""
+        return self._tokenizer.id_to_token(number) or ""
+
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of some pieces; special ones are left out, and bytes that are no text become U+FFFD."""
         return self._tokenizer.decode([number for number in numbers if number >= len(SPECIAL)]).strip()

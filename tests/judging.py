@@ -49,8 +49,11 @@ def refused(refusal: UnsupportedError, backend: str) -> str:
     return "refused"
 
 
-def assert_error(kind: type[RegardError], *words: str, case: Case) -> None:
-    """Every backend, and dispatch, raise `kind` before they compute; it says what, expected, got, and what to do."""
+def assert_error(kind: type[RegardError], *words: str, case: Case, compiled: bool = True) -> None:
+    """Every backend, and dispatch, raise `kind` before they compute; it says what, expected, got, and what to do.
+
+    So does a whole compiled graph, unless the error is about numbers, which are not known while it is traced.
+    """
     for backend in BACKENDS:
         for function in (regard.attention, regard.dispatch):
             with pytest.raises(kind) as caught:
@@ -59,3 +62,15 @@ def assert_error(kind: type[RegardError], *words: str, case: Case) -> None:
             assert re.fullmatch(r"[^:]+: expected .+, got .+\. [A-Z].+\.", message, re.DOTALL), message
             for word in words:
                 assert word in message, f"{word!r} is not in {message!r}"
+    if compiled:
+        _assert_compiled_error(kind, *words, case=case)
+
+
+def _assert_compiled_error(kind: type[RegardError], *words: str, case: Case) -> None:
+    """Where torch.compile must have one whole graph, an error of its own stands in the place of ours, and quotes it."""
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
+        case.run(torch.compile(regard.attention, backend="eager", fullgraph=True))
+    told = str(caught.value).replace("\\", "")
+    for word in (f"{kind.__name__}", *words):
+        assert word in told, f"{word!r} is not in {told!r}"

@@ -242,7 +242,9 @@ def test_f44_no_tensor_at_all(wrong):
 def test_f44_sparse_or_nested():
     case = made()
     sparse = oracles.Case(case.query, case.key.to_sparse(), case.value)
-    assert_error(ShapeError, "key layout", "strided", ".to_dense()", case=sparse)
+    assert_error(
+        ShapeError, "key layout", "strided", ".to_dense()", case=sparse, compiled=False
+    )  # torch.compile refuses it
 
 
 def test_f44_sink_or_position_of_a_wrong_kind():

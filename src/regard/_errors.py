@@ -10,7 +10,8 @@
     ├── NativeError        (RuntimeError)     the compiled core failed
     └── DependencyError    (ImportError)      an optional package is absent; names the group to install
 
-Each says what was wrong, what was expected, what came, and what to do about it.
+Each says what was wrong, what was expected, what came, and what to do about it. Bases are initialized by name, not by
+`super()`: torch.compile(fullgraph=True) puts an error of its own in the place of ours, and what it can trace it quotes.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ class ShapeError(RegardError, ValueError):
     """Tensors whose sizes, dtypes or devices do not fit together."""
 
     def __init__(self, what: str, *, expected: str, got: str, do: str) -> None:
-        super().__init__(sentence(what, expected=expected, got=got, do=do))
+        ValueError.__init__(self, sentence(what, expected=expected, got=got, do=do))
 
 
 class MaskError(RegardError, ValueError):
     """A mask that cannot mean what was asked."""
 
     def __init__(self, what: str, *, expected: str, got: str, do: str) -> None:
-        super().__init__(sentence(what, expected=expected, got=got, do=do))
+        ValueError.__init__(self, sentence(what, expected=expected, got=got, do=do))
 
 
 class ArgumentError(RegardError, ValueError):
     """A scalar option out of its range."""
 
     def __init__(self, what: str, *, expected: str, got: str, do: str) -> None:
-        super().__init__(sentence(what, expected=expected, got=got, do=do))
+        ValueError.__init__(self, sentence(what, expected=expected, got=got, do=do))
 
 
 class UnsupportedError(RegardError, ValueError):
@@ -62,7 +63,7 @@ class UnsupportedError(RegardError, ValueError):
     ) -> None:
         self.reasons: dict[str, str] = dict(reasons)
         told = "; ".join(f"{name}: {reason}" for name, reason in self.reasons.items())
-        super().__init__(f"refused by {told}. {do}")
+        ValueError.__init__(self, f"refused by {told}. {do}")
 
 
 class DataError(RegardError, ValueError):

@@ -278,8 +278,10 @@ def check_seed(seed: int | Tensor | None) -> int | Tensor | None:
         wide = seed.reshape(()).to(torch.int64)
         if not _seen_negative(wide):
             return wide
+    # a tensor's numbers are not known while torch.compile traces, and the error must be worded all the same
+    got = f"a {seed.dtype} tensor {tuple(seed.shape)}" if isinstance(seed, Tensor) else repr(seed)
     raise ArgumentError(
-        "seed", expected="an integer from 0 to 2**63 - 1", got=repr(seed), do="Leave it out to draw one from torch."
+        "seed", expected="an integer from 0 to 2**63 - 1", got=got, do="Leave it out to draw one from torch."
     )
 
 

@@ -88,6 +88,8 @@ class Keys(Mask):
 
 def share(kept: Tensor) -> str:
     """How much of a bool tensor is True, as "40%"; a trace is never shown as nothing, nor a gap as all."""
+    if torch.compiler.is_compiling():  # the numbers are not known, and an error must be worded all the same
+        return "some"
     if kept.numel() == 0:
         return "0%"
     percent = 100 * int(kept.sum()) / kept.numel()

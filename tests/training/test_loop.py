@@ -130,6 +130,27 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path):
     task.evaluate = lambda _: {"bleu": 1.0}
     ended = train(task, config, tmp_path)
     assert (ended.step, ended.finished, ended.best) == (8, True, 1.0)
+    again = train(task, config, tmp_path)  # it is over, and opening it once more trains nothing
+    assert (again.step, again.finished, again.metrics) == (8, True, {"bleu": 1.0})
+    assert len(losses(tmp_path)) == 8
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path):
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 6, "checkpoint_every": 2})
+    loss = task.loss
+
+    def steep(model, batch):
+        total = loss(model, batch)
+        if len(losses(tmp_path)) == 3:
+            total.register_hook(lambda gradient: gradient * float("inf"))
+        return total
+
+    task.loss = steep
+    with pytest.raises(DataError, match=r"the gradient's norm of step 4 is (nan|inf). The last checkpoint is good"):
+        train(task, config, tmp_path)
+    ended = trained(tmp_path, steps=6, checkpoint_every=2)
+    assert ended.finished
+    assert all(bool(parameter.isfinite().all()) for parameter in ended.model.parameters())
 
 
 def test_epochs_follow_one_another_and_empty_data_are_refused(tmp_path):

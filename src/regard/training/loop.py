@@ -122,21 +122,26 @@ class _Run:
             self._look(checkpoints, monitor)
             if self._agreed(stop.asked):
                 return False
-            if self.config.patience and self.state.waited >= self.config.patience:
-                break
         return True
 
     def _batches(self) -> Iterator[Sequence[int]]:
         """Whole batches from where the state is, epoch after epoch; all processes see the same ones."""
         state = self.state
-        while state.step < self.config.steps:
+        while not self._over():
             order = self.task.order(state.epoch)
             if not order:
                 raise DataError("the task has no batches: its data are empty.")
-            while state.batch < len(order) and state.step < self.config.steps:
+            while state.batch < len(order) and not self._over():
                 yield order[state.batch]
             if state.batch >= len(order):
                 state.epoch, state.batch = state.epoch + 1, 0
+
+    def _over(self) -> bool:
+        """Whether all steps are done, or patience is: also of a run that is opened again, which then does nothing."""
+        config, state = self.config, self.state
+        if state.step >= config.steps:
+            return True
+        return bool(config.patience) and self._agreed(state.waited >= config.patience)
 
     def _step(self, indices: Sequence[int], monitor: Monitor) -> None:
         """Change the weights once."""
@@ -150,9 +155,9 @@ class _Run:
         units = self.task.units(indices)
         seed_all(config.seed, step, self.processes.number)
         loss = self._gradient(indices, units)
-        if not math.isfinite(loss):
-            raise DataError(f"the loss of step {step} is {loss}. The last checkpoint is good; lower learning_rate.")
+        _require_finite("loss", loss, step)
         norm = self.processes.clip(self.objective.parameters(), config.clip_norm or math.inf)
+        _require_finite("gradient's norm", norm, step)  # or the weights were lost, and the next checkpoint with them
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
@@ -276,3 +281,8 @@ class _Run:
             self.dropout.load_state_dict(saved.facts["dropout"])
         self.saved_step = self.state.step
         monitor.start(saved.facts["log"], skipped=saved.skipped)
+
+
+def _require_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise DataError(f"the {what} of step {step} is {value}. The last checkpoint is good; lower learning_rate.")

@@ -34,9 +34,9 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -
 def _scores(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:
     scale = options.get("scale")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    position: Any = options.get("position")
+    position = _position(options)
     softcap, bias = options.get("softcap"), options.get("bias")
-    terms: frozenset[str] = frozenset() if position is None else position.terms
+    terms = _terms(position)
     distance, known = _pairs(query, key, position)
     if "rotation" in terms:
         query = position.rotate(query, position.query_positions(query.shape[2], key.shape[2]))
@@ -50,6 +50,14 @@ def _scores(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:
     if "bias" in terms:
         scores = scores + position.distance_bias(known)[:, distance].to(scores.dtype)
     return scores if bias is None else scores + bias.to(scores.dtype)
+
+
+def _position(options: dict[str, Any]) -> Any:
+    return options.get("position")
+
+
+def _terms(position: Any) -> frozenset[str]:
+    return frozenset() if position is None else position.terms
 
 
 def _pairs(query: Tensor, key: Tensor, position: Any) -> tuple[Tensor, Tensor]:
@@ -80,7 +88,7 @@ def _dropped(weights: Tensor, options: dict[str, Any]) -> Tensor:
 
 
 def _combine(weights: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
-    position = options.get("position")
+    position = _position(options)
     output = weights @ value
     if position is None or "value" not in position.terms:
         return output

@@ -92,11 +92,11 @@ def as_target(
     return Target(name, offers, calling.output, with_lse, _code(code, adapter, layout, corner))
 
 
-def why_refused(error: Exception, question: Question) -> str | None:
+def why_refused(error: Exception, question: Question, *, also: tuple[str, ...] = ()) -> str | None:
     """The reason when `error` refuses an option or the dtype of the question, or None when it is no refusal.
 
     UnsupportedError and NotImplementedError always are. TypeError, ValueError and a failed assert are when they name
-    an option of the question; any of these and a RuntimeError when they name its dtype.
+    an option of the question, or one of the words in `also`; any of these and a RuntimeError when they name its dtype.
     """
     if isinstance(error, UnsupportedError):
         return "; ".join(error.reasons.values())
@@ -104,7 +104,7 @@ def why_refused(error: Exception, question: Question) -> str | None:
     if isinstance(error, NotImplementedError):
         return told
     asked = question.asked()
-    words = [name for what, names in NAMES.items() if FORMS.get(what, what) in asked for name in names]
+    words = [*also, *(name for what, names in NAMES.items() if FORMS.get(what, what) in asked for name in names)]
     if isinstance(error, (TypeError, ValueError, AssertionError)) and _mentions(error, words):
         return told
     kinds = (TypeError, ValueError, AssertionError, RuntimeError)
@@ -158,7 +158,7 @@ def _of_backend(backend: Backend) -> Target:
         return output, lse
 
     offers = frozenset((*OPTIONS, "return_lse"))
-    code = _importable(type(backend))
+    code = "" if vars(backend) else _importable(type(backend))  # one with a state of its own cannot be made again
     return Target(
         backend.name,
         offers,

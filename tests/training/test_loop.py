@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,8 +14,11 @@ import pytest
 import torch
 
 from regard import CheckpointError, DataError
+from regard.recipes.translation.pairs import Corpus
+from regard.recipes.translation.recipe import task_of
+from regard.recipes.translation.task import TranslationTask
 from regard.training import train
-from tests.recipes.translation_cases import tiny_task
+from tests.recipes.translation_cases import pieces_of, tiny_task
 from tests.training.run_translation import NO_CHANCE
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +104,41 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
     ):
         trained(tmp_path, steps=3, learning_rate=0.01)
     trained(tmp_path, steps=2, log_every=5, keep=3)  # how a run is watched decides nothing
+
+
+def test_other_data_are_refused_and_what_the_weights_need_stays(tmp_path):
+    trained(tmp_path, steps=2)
+    kept = (tmp_path / "tokenizer.json").read_bytes()
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 2})
+    corpus = Corpus(task.corpus.train[1:], task.corpus.validation, task.corpus.test, {})
+    other = task_of(config, corpus, pieces_of(corpus))
+    with pytest.raises(CheckpointError, match=r"holds a run on other data: .* Give the data as they were"):
+        train(other, config, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == kept
+    assert train(task, config, tmp_path).finished
+
+
+def test_a_checkpoint_that_does_not_tell_its_data_is_gone_on_with(tmp_path, monkeypatch):
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 2})
+    monkeypatch.setattr(TranslationTask, "data_digest", None)
+    train(task, config, tmp_path)
+    monkeypatch.undo()
+    assert trained(tmp_path, steps=2).finished
+
+
+def test_a_full_disk_leaves_what_the_weights_need(tmp_path, monkeypatch):
+    trained(tmp_path, steps=2)
+    kept = (tmp_path / "tokenizer.json").read_bytes()
+
+    def full(path, text, **_):
+        path.open("w").close()  # as a disk that is full does: the file is there, and empty
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written: No space left on device. What is in it is as"):
+        trained(tmp_path, steps=2)
+    assert (tmp_path / "tokenizer.json").read_bytes() == kept
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_a_key_younger_than_the_checkpoint_had_its_default(tmp_path):

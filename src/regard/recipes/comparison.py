@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from accelerate.utils import send_to_device  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from regard._errors import DataError
 from regard.training.config import TrainingConfig
 from regard.training.loop import train
 from regard.training.setup import adamw_for, computes_in_bfloat16
+from regard.training.sources import sha256_of
 from regard.training.task import Task
 from regard.training.whole_file import write_whole
 
@@ -46,12 +48,14 @@ def compare_variants(
     report: Callable[[T, torch.nn.Module, C], Mapping[str, Any]],
     say: Callable[[str], None],
     watched: bool = False,
+    data: str = "",
 ) -> dict[str, Result] | None:
     """Train what is not trained yet; the result of each by its name. None when it was asked to stop (SIGTERM).
 
-    A result is the report with `parameters`, `steps` and `seconds` (of this session's training) added.
+    A result is the report with `parameters`, `steps` and `seconds` (of this session's training) added. `data` is by
+    which data that may change are told from others: a result on others is none.
     """
-    results = {variant.name: _finished(folder / variant.name, variant.config) for variant in variants}
+    results = {variant.name: _finished(folder / variant.name, variant.config, data) for variant in variants}
     waiting = [variant for variant in variants if results[variant.name] is None]
     say(f"{len(variants)} variants, {len(variants) - len(waiting)} of them finished.")
     if waiting:
@@ -69,33 +73,41 @@ def compare_variants(
             "seconds": round(time.monotonic() - begun, 1),
             **report(task, trained.model, variant.config),
         }
-        _write(folder / variant.name, variant.config, result)
+        _write(folder / variant.name, variant.config, data, result)
         results[variant.name] = result
         say(f"{variant.name}: finished after {told_time(result['seconds'])}.")
     return {name: result for name, result in results.items() if result is not None}
 
 
 def expected_seconds(task: Task, config: TrainingConfig, *, tries: int = 3) -> float:
-    """How long this training would take, from a few steps on a copy of nothing: the model's weights are put back."""
+    """How long this training would take, from a few steps on a copy of nothing: the model's weights are put back.
+
+    A step is as many parts as `accumulate` says, one after another, and each process has its share of each: a part is
+    tried, so that this takes no more memory than the training, and on the device that trains.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task.model.to(device)
     kept = {name: value.clone() for name, value in task.model.state_dict().items()}
     drawn = torch.get_rng_state()
     optimizer = adamw_for(task.model, config)
     order = task.order(0)
     if not order:
         raise DataError("the task has no batches: its data are fewer than one batch. Give more, or lower batch_size.")
-    indices = order[0]
+    indices = order[0][:: config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))]
     spent: list[float] = []
     for _ in range(tries + 1):
         begun = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bfloat16(config)):
-            loss = task.loss(task.model.train(), task.batch(indices))
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(config)):
+            loss = task.loss(task.model.train(), send_to_device(task.batch(indices), device))
         torch.autograd.backward(loss / task.units(indices))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        float(loss.detach())  # a device works on while the clock is read, unless it is waited for
         spent.append(time.perf_counter() - begun)
     task.model.load_state_dict(kept)
+    task.model.to("cpu")
     torch.set_rng_state(drawn)
-    return statistics.median(spent[1:]) * config.steps
+    return statistics.median(spent[1:]) * config.accumulate * config.steps
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -116,17 +128,23 @@ def _expected_seconds(variants: Sequence[Variant[C]], make_task: Callable[[C], T
     return total
 
 
-def _finished(folder: Path, config: TrainingConfig) -> Result | None:
+def own_data(path: str | None) -> str:
+    """By which a file of somebody's own is told from what was in it before; nothing for data that are pinned."""
+    return "" if path is None or not Path(path).is_file() else sha256_of(Path(path))
+
+
+def _finished(folder: Path, config: TrainingConfig, data: str) -> Result | None:
     try:
         saved = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return saved["result"] if saved["digest"] == config.digest() else None
+        same = saved["digest"] == config.digest() and saved.get("data", data) == data
+        return saved["result"] if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(folder: Path, config: TrainingConfig, result: Result) -> None:
+def _write(folder: Path, config: TrainingConfig, data: str, result: Result) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
-        saved = {"digest": config.digest(), "config": config.decisive(), "result": result}
+        saved = {"digest": config.digest(), "data": data, "config": config.decisive(), "result": result}
         write_whole(folder / RESULT, json.dumps(saved, indent=1, ensure_ascii=False))
 
 

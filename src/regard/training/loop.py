@@ -98,6 +98,8 @@ class _Run:
         self.evaluated.to(self.processes.device)
         self.average = WeightAverage(task.model, config.average_decay) if config.average_decay else None
         self.dropout = dropout_for(task.model, config)
+        digest: Callable[[], str] | None = getattr(task, "data_digest", None)
+        self.data = None if digest is None else digest()
         self.state = TrainingState()
         self.saved_at, self.saved_step = time.monotonic(), -1
 
@@ -250,6 +252,7 @@ class _Run:
             "log": monitor.position(),
             "dropout": None if self.dropout is None else self.dropout.state_dict(),
             "config": self.config.model_dump(mode="json"),
+            "data": self.data,
         }
         checkpoints.save(self.state.step, tensors, facts, digest=self.config.digest())
         self.processes.wait()
@@ -260,9 +263,14 @@ class _Run:
         if not self.processes.first:
             return
         keep: Callable[[Path], None] | None = getattr(self.task, "keep", None)
-        if keep is not None:
-            keep(self.folder)
-        write_whole(self.folder / "config.json", self.config.model_dump_json(indent=2) + "\n")
+        try:
+            if keep is not None:
+                keep(self.folder)
+            write_whole(self.folder / "config.json", self.config.model_dump_json(indent=2) + "\n")
+        except OSError as problem:
+            raise CheckpointError(
+                f"{str(self.folder)!r} cannot be written: {problem.strerror}. What is in it is as it was."
+            ) from problem
 
     def _resume(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
         saved = checkpoints.newest()
@@ -274,6 +282,12 @@ class _Run:
             raise CheckpointError(
                 f"{str(self.folder)!r} holds a run of another configuration ({'; '.join(changed)}). "
                 "Take its configuration, or another folder."
+            )
+        data = saved.facts.get("data")  # absent where a task does not tell, and in checkpoints older than the question
+        if None not in (data, self.data) and data != self.data:
+            raise CheckpointError(
+                f"{str(self.folder)!r} holds a run on other data: the examples are not those that it began with, or "
+                "their vocabulary is another. Give the data as they were, or another folder."
             )
         load_tensors(self.task.model, self.optimizer, self.average, saved.tensors)
         self.state = TrainingState.restored(saved.facts["state"])

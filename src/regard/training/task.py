@@ -23,8 +23,9 @@ class Task(Protocol):
         model: in float32, on the CPU; the loop moves and wraps it.
         metric: the key of `evaluate` by which one evaluation is better than another; higher is better.
 
-    A task may have two methods more: `keep(folder)` writes what its weights are of no use without, such as a
-    vocabulary, when training begins; `health_batch()` gives the batch whose attention is looked at.
+    A task may have three methods more: `keep(folder)` writes what its weights are of no use without, such as a
+    vocabulary, when training begins; `health_batch()` gives the batch whose attention is looked at; `data_digest()`
+    (`regard.training.data_digest`) says by which data are told from others, and a run goes on with the same only.
     """
 
     model: nn.Module

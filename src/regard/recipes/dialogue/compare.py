@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, own_data
 from regard.recipes.curves import draw_curves
 from regard.recipes.dialogue.babi import PLACES
 from regard.recipes.dialogue.config import STORIES, Config
@@ -77,6 +77,7 @@ def compare(
         report=report,
         say=say,
         watched=watched,
+        data=own_data(config.path),
     )
     if found is None:
         return None

@@ -16,6 +16,7 @@ from regard.recipes.dialogue.data import TEXT, Corpus
 from regard.recipes.dialogue.model import DialogueModel, model_of_budget
 from regard.recipes.dialogue.segments import Batch, Example, collate, longest_first, read
 from regard.recipes.equal_budget import drawn_from
+from regard.training.data_digest import digest_of
 from regard.training.loss import vocabulary_cross_entropy
 from regard.training.order import length_batches
 
@@ -82,6 +83,10 @@ class ConversationTask(SegmentTask):
 
     def example(self, number: int) -> Example:
         return self.examples[number]
+
+    def data_digest(self) -> str:
+        """Of the tokens of all training conversations."""
+        return digest_of(example.tokens for example in self.examples)
 
     def order(self, epoch: int) -> Sequence[Sequence[int]]:
         lengths = [example.length for example in self.examples]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 
 from regard._errors import DataError
+from regard.training.whole_file import write_whole
 
 PAD, BEGIN = 0, 1
 SPECIAL = ("<pad>", "<s>")
@@ -60,7 +61,7 @@ class Captions:
 
     def save(self, path: Path) -> None:
         """As tokenizers' JSON."""
-        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+        write_whole(path, self._tokenizer.to_str())
 
     @classmethod
     def load(cls, path: Path, most_tokens: int) -> Captions:

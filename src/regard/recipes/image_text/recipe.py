@@ -27,6 +27,7 @@ from regard.recipes.image_text.model import LossName, TwoTowers
 from regard.recipes.image_text.retrieval import AT, both_ways, captions_of, chance, pixel_scores, ranks
 from regard.recipes.image_text.views import drawn_captions, drawn_pictures, plain_pictures
 from regard.training.config import TrainingConfig
+from regard.training.data_digest import digest_of
 from regard.training.order import shuffled_batches
 
 VOCABULARY = "captions.json"
@@ -125,6 +126,12 @@ class ImageText:
                 scores = pictures @ each.T
                 found += [ranks(scores, right), ranks(scores.T, right)]
         return {f"recall@{k}": float((torch.stack(found) <= k).float().mean()) for k in AT}
+
+    def data_digest(self) -> str:
+        """Of the trained concepts, and of the tokens of their captions."""
+        trained = [self.emoji.concepts[int(place)] for place in self.places]
+        tokens = [self.captions(captions_of(trained, language))[0] for language in LANGUAGES]
+        return digest_of([self.places], tokens)
 
     def keep(self, folder: Path) -> None:
         """The vocabulary, which the weights are of no use without."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, own_data
 from regard.recipes.curves import draw_curves
 from regard.recipes.language_model.recipe import make_task, report
 from regard.recipes.language_model.task import BLOCK, Config
@@ -76,6 +76,7 @@ def compare(
         report=report,
         say=say,
         watched=watched,
+        data=own_data(config.text),
     )
     if found is None:
         return None

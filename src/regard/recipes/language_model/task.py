@@ -13,6 +13,7 @@ from regard.recipes.equal_budget import drawn_from
 from regard.recipes.language_model.data import Characters
 from regard.recipes.language_model.model import Gate, LanguageModel, Mixer, PositionName, model_of_budget
 from regard.training.config import TrainingConfig
+from regard.training.data_digest import digest_of
 from regard.training.loss import vocabulary_cross_entropy
 
 BLOCK = 256
@@ -68,6 +69,10 @@ class CharacterTask:
         count = (len(self.text.train) - 1 - first) // length
         places = [first + length * int(number) for number in torch.randperm(count, generator=generator)]
         return [places[begin : begin + size] for begin in range(0, count - size + 1, size)]
+
+    def data_digest(self) -> str:
+        """Of the training text, and of the characters that its numbers stand for."""
+        return digest_of([self.text.train], [[ord(character) for character in self.text.vocabulary]])
 
     def units(self, indices: Sequence[int]) -> int:
         return len(indices) * self.config.length

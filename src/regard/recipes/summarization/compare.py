@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
+from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table, own_data
 from regard.recipes.summarization.data import CorpusName, load
 from regard.recipes.summarization.documents import Splits
 from regard.recipes.summarization.encoders import EncoderName
@@ -94,7 +94,15 @@ def compare(
     def make(each: Config) -> SummarizationTask:
         return task_of(each, splits(each.corpus, each.file))
 
-    found = compare_variants(variants, folder, make_task=make, report=report, say=say, watched=watched)
+    found = compare_variants(
+        variants,
+        folder,
+        make_task=make,
+        report=report,
+        say=say,
+        watched=watched,
+        data=own_data(config.file),
+    )
     if found is None:
         return None
     measured = summary(found, {variant.name: variant.config for variant in variants}, corpora)

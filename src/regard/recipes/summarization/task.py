@@ -16,6 +16,7 @@ from regard.recipes.summarization.model import Documents, Summarizer, sentences_
 from regard.recipes.summarization.numbered import Numbered, collated, numbered
 from regard.recipes.summarization.rouge import KINDS, extract, rouge
 from regard.recipes.summarization.vocabulary import BEGIN, END, VOCABULARY, Vocabulary
+from regard.training.data_digest import digest_of
 from regard.training.order import length_batches
 
 WATCHED = 200
@@ -66,6 +67,12 @@ class SummarizationTask:
     def keep(self, folder: Path) -> None:
         """What the trained model cannot be used without."""
         self.vocabulary.save(folder / VOCABULARY)
+
+    def data_digest(self) -> str:
+        """Of the tokens of all training documents, as far as they are read, and of their summaries."""
+        return digest_of(
+            (document.tokens for document in self.training), (document.summary for document in self.training)
+        )
 
     def order(self, epoch: int) -> Sequence[Sequence[int]]:
         lengths = [self._length(document) for document in self.training]

@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 
 from regard._errors import DataError
 from regard.training.sources import cache_folder, fresh_file
+from regard.training.whole_file import write_whole
 
 VOCABULARY = "vocabulary.json"
 """Its file in the folder of a run."""
@@ -48,7 +49,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """As tokenizers' JSON."""
-        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+        write_whole(path, self._tokenizer.to_str())
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -59,6 +59,7 @@ def compare(
         report=report,
         say=say,
         watched=watched,
+        data=corpus.digest,
     )
     if results is None:
         return None

@@ -13,6 +13,7 @@ from regard.recipes.translation.model import Sentences, Translator, padded, sent
 from regard.recipes.translation.pairs import Corpus, Language, Pair
 from regard.recipes.translation.scoring import bleu, sentence_counts
 from regard.recipes.translation.vocabulary import OTHER, Vocabulary
+from regard.training.data_digest import digest_of
 from regard.training.order import length_batches, listed
 
 PROSE = frozenset({"libreoffice", "wesnoth", "hsk", "own"})
@@ -97,6 +98,10 @@ class TranslationTask:
             written += [self.vocabulary.decode(listed(row)) for row in found.tokens[:, 0]]
         expected = [pair.target for pair in self._validation]
         return {"loss": total / pieces, "bleu": bleu(sentence_counts(written, expected, self.language))}
+
+    def data_digest(self) -> str:
+        """Of the pieces of all training pairs."""
+        return digest_of(self._sources, self._targets)
 
     def health_batch(self) -> Sentences:
         """A few validation pairs, always the same."""

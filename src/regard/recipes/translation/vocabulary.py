@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import BPE
 
 from regard._errors import DataError
+from regard.training.whole_file import write_whole
 
 PAD, BEGIN, END, OTHER = 0, 1, 2, 3
 """Numbers of the special pieces. OTHER is put before the source of a sentence that is not prose (interface texts,
@@ -69,7 +70,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """As tokenizers' JSON."""
-        path.write_text(self._tokenizer.to_str(pretty=False), encoding="utf-8")
+        write_whole(path, self._tokenizer.to_str(pretty=False))
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:

@@ -17,6 +17,7 @@ from regard.recipes.translation.verses import Verse
 from regard.recipes.translation.vocabulary import Vocabulary
 from regard.recipes.word_alignment.measure import RULES, best_reading, weights_of_verses
 from regard.recipes.word_alignment.pieces import in_pieces, piece_links
+from regard.training.data_digest import digest_of
 from regard.training.order import length_batches
 
 EVALUATED = 200
@@ -138,6 +139,11 @@ class AlignmentTask:
     def keep(self, folder: Path) -> None:
         """What the trained model cannot be used without."""
         self.vocabulary.save(folder / "tokenizer.json")
+
+    def data_digest(self) -> str:
+        """Of the pieces of all training verses."""
+        sides = self.train.sources, self.train.targets
+        return digest_of(*((pieces.numbers for pieces in side) for side in sides))
 
     def _taught_layer(self, translator: TransformerTranslator) -> MultiHeadAttention:
         return _cross_attention(translator.transformer.decoder.layers[self.layer])

@@ -175,6 +175,8 @@ def test_replies_are_seeded_and_texts_of_all_kinds_are_read(folder, tmp_path):
     path = tmp_path / "talks.jsonl"
     path.write_text('{"turns": ["hello", "hi", "so"]}\n{"turns": ["hello, how are you?"]}\n', encoding="utf-8")
     assert run(str(path), folder, seed=4)[1] == first[0]
+    assert run(path.rename(tmp_path / "talks.txt"), folder, seed=4)[1] == first[0]
+    assert len(run("I read talks.jsonl", folder, most_tokens=3)) == 1  # a text, and no file
     with pytest.raises(ArgumentError, match="temperature: expected a number of at least 0"):
         run("a", folder, temperature=float("nan"))
 

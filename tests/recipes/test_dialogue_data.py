@@ -117,6 +117,12 @@ def test_words_come_back_and_never_look_like_a_speaker():
     assert written(numbers_of(["a\ud800b"], tokenizer)[0], tokenizer) == "a?b"
 
 
+def test_learning_the_tokenizer_writes_nothing(capfd):
+    """Standard output is the report's: what stands there under --json is JSON alone."""
+    make_tokenizer(["hello there", "how are you"] * 50, 300)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_tokenizer_is_a_function_of_its_texts():
     texts = ["what is said here is said there", "and here", "there and here"] * 5
     assert make_tokenizer(texts, 280).to_str() == make_tokenizer(texts, 280).to_str()

@@ -108,6 +108,15 @@ def test_each_line_of_a_file_is_translated(capsys, trained, tmp_path):
     assert [json.loads(line)["source"] for line in lines] == ["The cat sat.", "The dog runs."]
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85"])
+def test_one_line_of_a_file_gives_one_line(capsys, trained, tmp_path, mark):
+    """`wc -l` counts neither of these marks, nor does what reads two files side by side."""
+    path = tmp_path / "lines.txt"
+    path.write_bytes(f"The cat{mark}sat.\nThe dog runs.\rThe fish".encode())
+    lines = told(capsys, "--file", str(path), "--from", str(trained), "--json", "--beams", "1").split("\n")
+    assert [json.loads(line)["source"] for line in lines[:-1]] == ["The cat sat.", "The dog runs.", "The fish"]
+
+
 def test_a_recurrent_run_is_refused(capsys, tmp_path):
     folder = tiny_run(tmp_path / "gru", steps=1, model="gru")
     assert "a run of the gru model" in told(capsys, "hi", "--from", str(folder), code=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,10 +72,9 @@ def _translate(wish: _Wish, trained: Path | None, *, json_output: bool) -> None:
         found = translator.translate(line, beams=wish.beams)
         if wish.heatmap is not None:
             draw_heatmap(found, wish.heatmap)
-        told = json.dumps(found.facts(), ensure_ascii=False) if json_output else found.translation
-        sys.stdout.write(told + "\n")
+        _tell(found.facts(), [found.translation], json_output=json_output)
     if wish.heatmap is not None and not json_output:
-        sys.stdout.write(f"{wish.heatmap}\n")
+        _write(str(wish.heatmap))
 
 
 def _translator(trained: Path | None) -> TrainedTranslator:
@@ -103,13 +103,17 @@ def _lines(wish: _Wish) -> list[str]:
     if wish.file is None:
         readable(wish.text or "")
         return [wish.text or ""]
-    lines = read_text(wish.file).splitlines()
+    lines = _LINE_END.split(read_text(wish.file).removesuffix("\n").removesuffix("\r"))
     for number, line in enumerate(lines, 1):
         try:
             readable(line)
         except DataError as problem:
             raise DataError(f"{str(wish.file)!r}, line {number}: {problem}") from problem
     return lines
+
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+"""What ends a line for people and programs; `splitlines` also cuts at marks that may stand within one."""
 
 
 def image_classification(
@@ -234,7 +238,7 @@ def dialogue(
         from regard.recipes.dialogue.recipe import run
 
         folder = trained or _default("dialogue")
-        replies = run(str(_one_of(text, file)), folder, temperature=temperature, seed=seed)
+        replies = run(_one_of(text, file), folder, temperature=temperature, seed=seed)
         _tell({"replies": replies}, replies, json_output=json_output)
 
     return _guarded("dialogue", work)
@@ -289,8 +293,17 @@ def _one_of(text: str | None, file: Path | None) -> str | Path:
 
 
 def _tell(found: Mapping[str, Any], lines: Sequence[str], *, json_output: bool) -> None:
-    told = json.dumps(found, ensure_ascii=False) if json_output else "\n".join(lines)
-    sys.stdout.write(told + "\n")
+    if json_output:
+        says_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        _write(json.dumps(found, ensure_ascii=not says_all))
+    else:
+        _write("\n".join(lines))
+
+
+def _write(text: str) -> None:
+    """To whatever reads; what its encoding has no sign for, and half a surrogate pair, becomes a question mark."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
 def _default(name: str) -> Path:

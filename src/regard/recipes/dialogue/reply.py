@@ -24,12 +24,12 @@ from regard.recipes.dialogue.tasks import build
 from regard.recipes.trained import open_run
 
 
-def run(text: str, folder: Path, *, most_tokens: int = 60, temperature: float = 0.8, seed: int = 1) -> list[str]:
+def run(text: str | Path, folder: Path, *, most_tokens: int = 60, temperature: float = 0.8, seed: int = 1) -> list[str]:
     """Replies of a trained model, one to each dialogue.
 
     Args:
-        text: what somebody says, or the path of a JSONL file of dialogues (`regard.training.records`), each of which
-            gets the turn that comes after its last.
+        text: what somebody says; or the path of a JSONL file of dialogues (`regard.training.records`), each of which
+            gets the turn that comes after its last. One word that ends in .jsonl is such a path, too.
         folder: of a training run.
         most_tokens: of a reply.
         temperature: 0 takes the likeliest token each time, 1 draws as the model says.
@@ -41,8 +41,8 @@ def run(text: str, folder: Path, *, most_tokens: int = 60, temperature: float = 
         ArgumentError: a temperature below 0, or less than one token.
     """
     model, tokenizer, config = trained(folder)
-    path = Path(text) if text.endswith(".jsonl") else None
-    dialogues = [Conversation((text,))] if path is None else read_own(path)
+    is_file = isinstance(text, Path) or (text.endswith(".jsonl") and not any(map(str.isspace, text)))
+    dialogues = read_own(Path(text)) if is_file else [Conversation((str(text),))]
     return [
         _reply(Session(model, tokenizer, config.segment), dialogue, most_tokens, temperature, seed)
         for dialogue in dialogues

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 
@@ -54,7 +54,7 @@ def train(
         Print the report as JSON on standard output.
     """
     from regard._errors import RegardError
-    from regard.cli._app import OK, WRONG_USAGE, complain
+    from regard.cli._app import INTERRUPTED, OK, WRONG_USAGE, complain
 
     try:
         recipe = _recipe(name)
@@ -72,6 +72,11 @@ def train(
     except RegardError as error:
         complain(f"regard train {name}", str(error))
         return WRONG_USAGE
+    except KeyboardInterrupt:
+        complain(
+            f"regard train {name}", "interrupted; the same command goes on from the last checkpoint, if there is one"
+        )
+        return INTERRUPTED
     return OK
 
 
@@ -109,7 +114,7 @@ def _value(text: str) -> object:
     """JSON where it is some (numbers, lists, null, true), else the text itself."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -177,9 +182,20 @@ def _show(report: Mapping[str, Any], folder: Path, *, json_output: bool) -> None
         sys.stdout.write(Path(page).read_text(encoding="utf-8"))
         return
     for part in ("validation", "test"):
-        told: Mapping[str, Any] = report.get(part) or {}
-        for key, value in told.items():
-            if isinstance(value, (int, float, str)):
-                shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-                sys.stdout.write(f"{part:>10}  {key}: {shown}\n")
+        for key, value in _numbers(report.get(part) or {}):
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            sys.stdout.write(f"{part:>10}  {key}: {shown}\n")
     sys.stdout.write(f"{folder}\n")
+
+
+def _numbers(told: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, int | float | str]]:
+    """Numbers and words of a report, each by its way there; what lies deeper, and lists, the report itself has."""
+    for key, value in told.items():
+        if isinstance(value, (int, float, str)):
+            yield key, value
+        elif isinstance(value, dict) and depth < _DEEPEST:
+            inside = cast("dict[str, Any]", value)
+            yield from ((f"{key}, {way}", number) for way, number in _numbers(inside, depth + 1))
+
+
+_DEEPEST = 3

@@ -1,0 +1,41 @@
+"""`regard train`: settings, interruptions, and what is shown of a report."""
+
+from __future__ import annotations
+
+import pytest
+
+from regard.cli import train as command
+from tests.cli.test_app import run
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "{", "nan nan", "1e400", "", "null"])
+def test_a_value_that_is_none_is_told_in_one_line(capsys, value):
+    assert run("train", "language_model", "--set", f"steps={value}", "--settings") == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("regard train language_model: --set steps: expected ")
+    assert told.err.count("\n") == 1
+
+
+def test_an_interruption_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_trained", interrupted)
+    assert run("train", "language_model") == 130
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == (
+        "regard train language_model: interrupted; the same command goes on from the last checkpoint, if there is one\n"
+    )
+
+
+def test_numbers_within_a_report_are_shown_by_their_way_there(capsys, tmp_path):
+    test = {"scores": {"all": {"bleu": 21.53, "sentences": 3}}, "written": ["a", "b"], "way": {"a": {"b": {"c": {}}}}}
+    command._show({"validation": {"loss": 1.0}, "test": test}, tmp_path, json_output=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "validation  loss: 1",
+        "      test  scores, all, bleu: 21.53",
+        "      test  scores, all, sentences: 3",
+        str(tmp_path),
+    ]

@@ -106,10 +106,14 @@ def test_run_summarizes_texts_and_files(tmp_path: Path) -> None:
         assert isinstance(run(odd, tmp_path / "run")["summary"], str)
     with pytest.raises(DataError, match="no words to summarize"):
         run(" \n ", tmp_path / "run")
+    with pytest.raises(DataError, match="not valid Unicode"):
+        run("half a pair \ud800", tmp_path / "run")
+    with pytest.raises(DataError, match="expected a text file, got a device"):
+        run(Path("/dev/zero"), tmp_path / "run")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"'bad.txt' cannot be read as UTF-8"):
+    with pytest.raises(DataError, match=r"bad.txt': not UTF-8: byte 0xFF"):
         run(tmp_path / "bad.txt", tmp_path / "run")
-    with pytest.raises(DataError, match=r"'absent.txt' cannot be read"):
+    with pytest.raises(DataError, match=r"absent.txt': no such file"):
         run(tmp_path / "absent.txt", tmp_path / "run")
     with pytest.raises(CheckpointError, match="Train first"):
         run(text, tmp_path / "nothing")

@@ -21,6 +21,12 @@ def test_sentences_end_where_another_can_begin() -> None:
     assert sentences_of(" ... 1. ") == []
 
 
+def test_long_texts_without_ends_take_time_by_their_length() -> None:
+    """Each of these took the square of it: minutes."""
+    assert sentences_of("A. " * 60_000) == ["A. " * 59_999 + "A."]
+    assert paragraphs_of("so many words\n" * 200_000) == ((" ".join(["so many words"] * 200_000),),)
+
+
 def test_paragraphs_and_list_items() -> None:
     text = "First line\nof one. Two.\n\nFeatures:\n * one item\n   that goes on\n * another\n\n\n - alone\n"
     assert paragraphs_of(text) == (

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from regard._errors import DataError
+from regard._text import check_text, read_text
 from regard.recipes.equal_budget import parameters_of
 from regard.recipes.summarization.data import CORPORA, Corpus, CorpusName, load
 from regard.recipes.summarization.documents import Example, Splits
@@ -197,11 +198,9 @@ def run(text: str | Path, folder: Path, *, beams: int | None = None) -> Summary:
 def _read(text: str | Path) -> Example:
     name = "text"
     if isinstance(text, Path):
-        name = text.name
-        try:
-            text = text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as problem:
-            raise DataError(f"{name!r} cannot be read as UTF-8 text: {problem}.") from problem
+        name, text = text.name, read_text(text)
+    if text.strip():
+        check_text(text)
     paragraphs = paragraphs_of(without_addresses(text))
     if not paragraphs:
         raise DataError(f"{name!r} has no words to summarize. Give a text of at least one sentence.")

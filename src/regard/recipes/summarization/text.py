@@ -24,6 +24,8 @@ _END = re.compile(
 )
 _RULE = re.compile(r"([=\-~^\"'`*+#.])\1{2,}")
 _NO_END = re.compile(r"(?:^|[\s(\"'])(?:e\.g|i\.e|cf|vs|etc|resp|approx|incl|Mr|Mrs|Ms|Dr|Prof|St|No|Fig|[A-Z])\.$")
+_LONGEST_END = 16
+"""Longer than anything that `_NO_END` finds, with what stands before it."""
 
 
 def without_addresses(text: str) -> str:
@@ -41,15 +43,18 @@ def paragraphs_of(text: str) -> Paragraphs:
 def sentences_of(line: str) -> list[str]:
     """The sentences of running text."""
     sentences: list[str] = []
-    begun = ""
+    begun: list[str] = []
+    end_of_it = ""  # all that tells an end; to look at the whole each time would take the square of its length
     for piece in _END.sub(lambda end: f"{end[1] or ''}\n", " ".join(line.split())).split("\n"):
-        begun = f"{begun} {piece}" if begun and begun[-1] not in "\u3002\uff01\uff1f" else begun + piece
-        if not _NO_END.search(begun):
-            sentences.append(begun)
-            begun = ""
+        between = " " if end_of_it and end_of_it[-1] not in "\u3002\uff01\uff1f" else ""
+        begun += (between, piece)
+        end_of_it = (end_of_it + between + piece)[-_LONGEST_END:]
+        if not _NO_END.search(end_of_it):
+            sentences.append("".join(begun))
+            begun, end_of_it = [], ""
     return [
         sentence.strip()
-        for sentence in (*sentences, begun)
+        for sentence in (*sentences, "".join(begun))
         if any(map(str.isalnum, sentence)) and not _number(sentence)
     ]
 
@@ -61,7 +66,7 @@ def _number(text: str) -> bool:
 
 def _pieces(block: str) -> list[str]:
     """A paragraph's running text, and each of its list items by itself."""
-    pieces: list[str] = []
+    pieces: list[list[str]] = []
     margin: int | None = None
     for line in block.split("\n"):
         if not line.strip():
@@ -73,11 +78,11 @@ def _pieces(block: str) -> list[str]:
         margin = indent if margin is None else margin
         item = _ITEM.match(line)
         if item is not None:
-            pieces.append(line[item.end() :])
+            pieces.append([line[item.end() :]])
             margin = item.end()
         elif pieces and indent <= margin:
-            pieces[-1] += " " + line.strip()
+            pieces[-1].append(line.strip())
         else:
-            pieces.append(line)
+            pieces.append([line])
             margin = indent
-    return pieces
+    return [" ".join(lines) for lines in pieces]

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from regard.observation import observe as observe
     from regard.observation import statistics as statistics
     from regard.observation import weights as weights
+    from regard.trust.audit import Audit as Audit
+    from regard.trust.audit import audit as audit
 
 __getattr__ = lazily(
     __name__,
@@ -64,11 +66,13 @@ __getattr__ = lazily(
         ),
         "regard.integrations.torch_sdpa": ("activate", "deactivate"),
         "regard.observation": ("Observation", "ObservedLayer", "Statistics", "observe", "statistics", "weights"),
+        "regard.trust.audit": ("Audit", "audit"),
     },
 )
 
 __all__ = [
     "ArgumentError",
+    "Audit",
     "CheckpointError",
     "Choice",
     "DataError",
@@ -85,6 +89,7 @@ __all__ = [
     "__version__",
     "activate",
     "attention",
+    "audit",
     "deactivate",
     "dispatch",
     "explain",

@@ -59,6 +59,8 @@ def _run(arguments: list[str]) -> int:
     # By name, so that no command's imports are paid for before it runs.
     xray_help = "Look at every attention layer of a model while it reads a text."
     app.command("regard.cli.xray:xray", name="xray", help=xray_help)
+    audit_help = "Recover what attention really does, and compare it with what is declared."
+    app.command("regard.cli.audit:audit", name="audit", help=audit_help)
     app.command("regard.cli.train:train", name="train", help="Train a recipe on its real data.")
     run = App(name="run", help="Use a trained recipe on your own input.", help_format="plaintext")
     for name, does in _RUNS.items():

@@ -45,7 +45,7 @@ def draw_mask(
     A mask that depends on the sample or the head is drawn for the first of them, and the title says so.
     Raises DependencyError without matplotlib, and DataError when `path` cannot be written.
     """
-    target = None if path is None else _checked(Path(path))
+    target = None if path is None else checked_path(Path(path))
     mask.check(q_len, kv_len)
     cell = max(1, math.ceil(max(q_len, kv_len) / CELLS))
     figure, axes = _figure(q_len, kv_len)
@@ -55,7 +55,7 @@ def draw_mask(
         _block_lines(axes, q_len, kv_len, block_size)
     axes.set_title(_title(mask, title, cell), fontsize=9, parse_math=False)
     if target is not None:
-        _write(figure, target)
+        write_picture(figure, target)
     return figure
 
 
@@ -135,7 +135,7 @@ def _title(mask: Mask, title: str | None, cell: int) -> str:
     return "\n".join(lines)
 
 
-def _checked(path: Path) -> Path:
+def checked_path(path: Path) -> Path:
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(
             f"picture file: expected a name ending in one of {', '.join(SUFFIXES)}, got {path.name!r}. Rename it."
@@ -145,7 +145,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _write(figure: Any, path: Path) -> None:
+def write_picture(figure: Any, path: Path) -> None:
     """Write beside the target and move into place, so that no half-written picture is ever there."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

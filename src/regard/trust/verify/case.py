@@ -180,7 +180,7 @@ _INDEX: Mapping[str, Any] = {":": slice(None), "...": ..., ":-1": slice(None, -1
 # ----------------------------------------------------------------------------------------------------- cases
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One case.
 

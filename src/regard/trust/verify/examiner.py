@@ -71,7 +71,7 @@ class Examiner:
         if self._no_gradients is not None:
             case = replace(case, gradient=None)
         try:
-            findings = self._findings(case, dtype)
+            case, findings = self._findings(case, dtype)
         except _RefusedError as refusal:
             return replace(result, status="not offered", told=(str(refusal),))
         result = replace(result, worst=_worst(findings, result))
@@ -106,7 +106,8 @@ class Examiner:
     def _question(self, case: Case, dtype: torch.dtype) -> Question:
         return case.question(dtype, self._seed_of(case))
 
-    def _findings(self, case: Case, dtype: torch.dtype) -> list[Finding]:
+    def _findings(self, case: Case, dtype: torch.dtype) -> tuple[Case, list[Finding]]:
+        """What was found, and the case as it was asked: without a gradient where only that is refused."""
         if dtype in self._refused_dtypes:
             raise _RefusedError(self._refused_dtypes[dtype])
         question = self._question(case, dtype)
@@ -114,23 +115,18 @@ class Examiner:
         if lacking is not None:
             raise self._refusal(case, lacking)
         try:
-            return self._asked(case, question)
+            return case, self._asked(case, question)
         except Exception as error:
             reason = _gradient_refusal(error)
             if case.gradient is None or reason is None or isinstance(error, DetachedError):
-                return self._refused_or_raised(case, question, error)
-            forward = self._forward_findings(case, question)
-            self._refused_gradients.setdefault(reason, []).append(case)
-            return forward
-
-    def _forward_findings(self, case: Case, question: Question) -> list[Finding]:
-        """Who refuses the gradient of a case still has to be right forward."""
+                return case, self._refused_or_raised(case, question, error)
+        forward = replace(case, gradient=None)
         try:
-            return self._asked(replace(case, gradient=None), question)
+            findings = self._asked(forward, question)
         except Exception as error:
-            if why_refused(error, question) is None:
-                return self._refused_or_raised(case, question, error)
-            raise self._refusal(case, why_refused(error, question) or "") from error
+            return forward, self._refused_or_raised(forward, question, error)
+        self._refused_gradients.setdefault(reason, []).append(case)
+        return forward, findings
 
     def _refused_or_raised(self, case: Case, question: Question, error: Exception) -> list[Finding]:
         if isinstance(error, DetachedError):  # while other cases have gradients
@@ -152,22 +148,21 @@ class Examiner:
         return "it gives no lse" if case.lse and self._target.call_with_lse is None else None
 
     def _asked(self, case: Case, question: Question) -> list[Finding]:
+        """The findings; a failure that is near the limit is judged by several draws of the same problem."""
+        findings = self._one_draw(case, question)
+        if not any(finding.failed and 0.0 < finding.error < NEAR * finding.limit for finding in findings):
+            return findings
+        others = (case.question(question.dtype, self._seed_of(case) + number * 100) for number in range(1, DRAWS))
+        return checks.pooled([findings, *(self._one_draw(case, other) for other in others)])
+
+    def _one_draw(self, case: Case, question: Question) -> list[Finding]:
         if case.check == "same_bits":
             return checks.same_bits(self._target, question, gradient=case.gradient)
         if case.check == "drops":
             return checks.drops(self._target, question)
         if case.check == "refuses":
             return checks.refuses(self._target, question)
-        return self._right(case, question)
-
-    def _right(self, case: Case, question: Question) -> list[Finding]:
-        """A failure that is near the limit is judged by several draws of the same problem."""
-        findings = checks.right(self._target, question, lse=case.lse, gradient=case.gradient)
-        if not any(finding.failed and 0.0 < finding.error < NEAR * finding.limit for finding in findings):
-            return findings
-        others = (case.question(question.dtype, self._seed_of(case) + number * 100) for number in range(1, DRAWS))
-        draws = [checks.right(self._target, other, lse=case.lse, gradient=case.gradient) for other in others]
-        return checks.pooled([findings, *draws])
+        return checks.right(self._target, question, lse=case.lse, gradient=case.gradient)
 
     # --------------------------------------------------------------------------------------------- failures
 
@@ -188,10 +183,17 @@ class Examiner:
 
         smallest = smallest_case(case, fails, seconds=min(2.0, REDUCING_SECONDS - self._reducing))
         self._reducing += time.monotonic() - start
-        if self._target.code:
-            return smallest.lines(dtype, seed, self._target.code)
-        told = "# examined: the callable that was given to verify"
-        return (told, *smallest.lines(dtype, seed, "as_target(examined)"))
+        before = () if self._target.code else ("# examined: the callable that was given to verify",)
+        lines = smallest.lines(dtype, seed, self._target.code or "as_target(examined)")
+        return (*before, *lines, f"# {self._printed(smallest, smallest.question(dtype, seed), failure)}")
+
+    def _printed(self, case: Case, question: Question, failure: Finding) -> str:
+        """What the lines print of the failure."""
+        try:
+            findings = self._one_draw(case, question)
+        except Exception as error:
+            findings = [_raised(error)]
+        return str(next((finding for finding in findings if finding.what == failure.what), failure))
 
 
 def _gradient_refusal(error: Exception) -> str | None:

@@ -162,7 +162,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def _memory(tensor: Tensor) -> memoryview:
     """The bytes that a plain tensor lives in."""
-    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    row = tensor.reshape(-1).as_strided((tensor.numel(),), (1,))  # one number alone may stand at any stride
+    flat: Any = row.view(torch.uint8).numpy()
     return memoryview(flat)
 
 

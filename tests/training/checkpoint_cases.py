@@ -46,7 +46,8 @@ def filled(folder: Path, *steps: int, keep: int = 9) -> Path:
 
 
 def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], list[int]]:
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
     return tensor.dtype, tuple(tensor.shape), flat.view(torch.uint8).tolist()
 
 

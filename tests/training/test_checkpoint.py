@@ -58,6 +58,7 @@ def test_tensors_of_every_dtype_come_back_bit_for_bit(tmp_path: Path) -> None:
 def test_views_and_marks_come_back_as_what_they_show(tmp_path: Path) -> None:
     base = torch.randn(4, 6)
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    alone = torch.arange(7.0)[::7]
     number = torch.randn(5, dtype=torch.complex64)
     tensors = {
         "base": base,
@@ -68,6 +69,7 @@ def test_views_and_marks_come_back_as_what_they_show(tmp_path: Path) -> None:
         "expanded": base[:1].expand(7, 6),
         "the same": base,
         "channels last": image,
+        "one of every seven": alone,
         "conjugate": number.conj(),
         "conjugate of complex128": number.to(torch.complex128).conj(),
         "negative": number.conj().imag,

@@ -12,7 +12,7 @@ import pytest
 from regard import ArgumentError, DataError
 from regard.recipes.translation import drawing
 from regard.recipes.translation.drawing import draw_heatmap
-from regard.recipes.translation.translate import MOST_PIECES, TrainedTranslator, readable, source_words
+from regard.recipes.translation.translate import MOST_PIECES, TrainedTranslator, Translation, readable, source_words
 from tests.cli.test_app import run
 from tests.recipes.translation_cases import tiny_run
 
@@ -51,6 +51,19 @@ def test_sentences_are_translated_by_themselves(translator):
     rows = len(first.target_words)
     assert all(not any(row[len(first.source_words) :]) for row in both.alignment[:rows])
     assert [row[len(first.source_words) :] for row in both.alignment[rows:]] == second.alignment
+
+
+def test_sentences_of_a_language_with_spaces_stand_apart(tmp_path):
+    translator = TrainedTranslator.from_run(tiny_run(tmp_path, steps=1, language="de"))
+    both = translator.translate("The cat sat. The dog eats fish.", beams=1).translation
+    alone = [translator.translate(text, beams=1).translation for text in ("The cat sat.", "The dog eats fish.")]
+    assert both == " ".join(alone)
+
+
+def test_long_runs_of_spaces_are_read_in_no_time():
+    """These took the square of their length: minutes."""
+    assert readable("a" + " " * 100_000 + "b --  -- c" + "\t" * 100_000 + "— d") == readable("a b --  -- c — d")
+    assert readable("a --  -- b") == "a - - b"
 
 
 @pytest.mark.parametrize(
@@ -148,6 +161,35 @@ def test_pictures_are_drawn(translator, tmp_path, ending):
     if ending == "html":
         assert "<script" not in text
         assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize("ending", ["svg", "html"])
+def test_a_picture_that_cannot_be_written_is_told(translator, tmp_path, ending):
+    pytest.importorskip("matplotlib")
+    found = translator.translate("The cat.", beams=1)
+    with pytest.raises(DataError, match=r"^--heatmap: '.*' cannot be written: File name too long\.$"):
+        draw_heatmap(found, tmp_path / f"{'x' * 300}.{ending}")
+    if not Path("/proc/self").is_dir():
+        pytest.skip("a folder that nobody can write to is taken from Linux")
+    with pytest.raises(DataError, match=r"^--heatmap: '/proc/self/map.*' cannot be written: No such file"):
+        draw_heatmap(found, Path(f"/proc/self/map.{ending}"))
+
+
+def test_a_picture_of_many_words_takes_bounded_memory(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    if not drawing._fonts():
+        pytest.skip("no font with Chinese characters is installed")
+    monkeypatch.setattr(drawing, "_MOST_PIXELS", 250_000)
+    many = Translation("", "", ["word"] * 60, ["词"] * 90, [[1 / 60] * 60] * 90, 0.0)
+    few = Translation("", "", ["word"], ["词"], [[1.0]], 0.0)
+    for number, found in enumerate((many, few)):
+        draw_heatmap(found, tmp_path / f"{number}.png")
+    sizes: list[tuple[int, int]] = []
+    for number in range(2):
+        with image.open(tmp_path / f"{number}.png") as opened:
+            sizes.append(opened.size)
+    assert sizes[0][0] * sizes[0][1] <= 260_000
+    assert sizes[1][0] == int(2.38 * 150)
 
 
 def test_without_a_font_a_png_is_refused_before_any_work(monkeypatch, tmp_path):

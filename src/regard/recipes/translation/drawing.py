@@ -6,6 +6,7 @@ PNG, SVG and PDF by matplotlib; HTML as one page of text and rectangles, without
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,8 @@ ENDINGS = (".png", ".svg", ".pdf", ".html")
 _CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Noto Serif CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
                   "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei", "Droid Sans Fallback")  # fmt: skip
 _CELL, _CHARACTER = 26, 9
+_DOTS, _MOST_PIXELS = 150.0, 12e6
+"""To an inch, and in all: a picture of hundreds of words gets fewer dots, or it would take gigabytes."""
 _STYLE = (
     'body{font:15px "Noto Sans SC","PingFang SC","Microsoft YaHei",system-ui,sans-serif;margin:24px;color:#1b1b1b;'
     "background:#fff}text{fill:currentColor}rect{fill:#1f5fae}line{stroke:currentColor;stroke-opacity:.12}"
@@ -38,7 +41,11 @@ def check_heatmap(path: Path) -> None:
         raise ArgumentError(
             "--heatmap", expected=f"a name that ends in {', '.join(ENDINGS)}", got=repr(str(path)), do=""
         )
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    try:
+        fitting = path.absolute().parent.is_dir() and not path.is_dir()
+    except OSError as problem:  # a name that is too long for any file
+        raise _unwritten(path, problem) from problem
+    if not fitting:
         raise DataError(f"--heatmap: {str(path)!r} cannot be written: no such folder, or it is one itself.")
     if path.suffix.lower() != ".html":
         fonts = _fonts()
@@ -52,9 +59,20 @@ def check_heatmap(path: Path) -> None:
 def draw_heatmap(translation: Translation, path: Path) -> None:
     """Write the picture; the ending says in which format. See `check_heatmap` for what is refused."""
     check_heatmap(path)
-    if path.suffix.lower() == ".html":
-        write_whole(path, _page(translation))
-        return
+    try:
+        if path.suffix.lower() == ".html":
+            write_whole(path, _page(translation))
+        else:
+            _draw(translation, path)
+    except OSError as problem:
+        raise _unwritten(path, problem) from problem
+
+
+def _unwritten(path: Path, problem: OSError) -> DataError:
+    return DataError(f"--heatmap: {str(path)!r} cannot be written: {problem.strerror or problem}.")
+
+
+def _draw(translation: Translation, path: Path) -> None:
     matplotlib: Any = import_module("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,17 +81,20 @@ def draw_heatmap(translation: Translation, path: Path) -> None:
     with matplotlib.rc_context(
         {"font.family": [*_fonts(), "DejaVu Sans"], "svg.fonttype": "none", "svg.hashsalt": "regard"}
     ):
-        figure: Any = Figure(figsize=(2.0 + 0.38 * len(words), 1.6 + 0.34 * len(targets)), layout="constrained")
+        width, height = 2.0 + 0.38 * len(words), 1.6 + 0.34 * len(targets)
+        dots = min(_DOTS, math.sqrt(_MOST_PIXELS / (width * height)))
+        figure: Any = Figure(figsize=(width, height), dpi=dots, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        axes.imshow(translation.alignment or [[0.0]], cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+        shades = {"cmap": "Blues", "vmin": 0.0, "vmax": 1.0, "interpolation": "none"}
+        axes.imshow(translation.alignment or [[0.0]], aspect="auto", **shades)
         axes.set_xticks(
             range(len(words)), [_plain(word) for word in words], rotation=60, ha="left", rotation_mode="anchor"
         )
         axes.set_yticks(range(len(targets)), [_plain(word) for word in targets])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+        figure.savefig(path, dpi=dots, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
 
 
 def _plain(word: str) -> str:

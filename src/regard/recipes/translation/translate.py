@@ -30,6 +30,7 @@ MOST_PIECES = 120
 """Of one sentence; the longest that the translator was trained on has about as many. A longer one is cut at a space."""
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]")
+_MANY_SPACES = re.compile(r"\s{3,}")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=\S)|\n+")
 
 
@@ -69,10 +70,14 @@ class TrainedTranslator:
         model: trained.
         vocabulary: it was trained with.
         aligning: number of the decoder layer whose cross-attention, mean over its heads, is the alignment.
+        between: what stands between translated sentences: nothing in Chinese.
     """
 
-    def __init__(self, model: TransformerTranslator, vocabulary: Vocabulary, *, aligning: int) -> None:
+    def __init__(
+        self, model: TransformerTranslator, vocabulary: Vocabulary, *, aligning: int, between: str = ""
+    ) -> None:
         self.model, self.vocabulary, self.aligning = model.eval(), vocabulary, aligning
+        self.between = between
 
     @classmethod
     def from_run(cls, folder: Path) -> TrainedTranslator:
@@ -89,7 +94,8 @@ class TrainedTranslator:
         load_weights(model, weights)
         if not isinstance(model, TransformerTranslator):
             raise TypeError
-        return cls(model, vocabulary, aligning=max(0, config.decoder_layers - 2))
+        between = "" if config.language == "zh" else " "
+        return cls(model, vocabulary, aligning=max(0, config.decoder_layers - 2), between=between)
 
     def translate(self, text: str, *, beams: int = 4) -> Translation:
         """Translate a text, sentence by sentence, each by itself: in whatever company, it gets the same translation.
@@ -103,7 +109,7 @@ class TrainedTranslator:
         alignment = _rows(cast("Any", torch).block_diag(*(_matrix(each) for each in sentences))) if targets else []
         return Translation(
             " ".join(each.source for each in sentences),
-            "".join(each.translation for each in sentences),
+            self.between.join(each.translation for each in sentences),
             sources,
             targets,
             alignment,
@@ -175,7 +181,8 @@ def readable(text: str) -> str:
     Raises:
         DataError: no text in it, too much of it, or Chinese.
     """
-    lines = [plain(line) for line in check_text(text, "the text").splitlines()]
+    # Long runs of spaces mean no more than two, and the rules of `plain` take the square of their length.
+    lines = [plain(_MANY_SPACES.sub("  ", line)) for line in check_text(text, "the text").splitlines()]
     kept = "\n".join(line for line in lines if line)
     if not kept:
         raise DataError("the text holds nothing to translate but invisible characters. Give at least one word.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sacrebleu.metrics.bleu import BLEU
@@ -12,7 +14,7 @@ from regard.recipes.equal_budget import parameters_of
 from regard.recipes.translation.baselines import TranslationMemory
 from regard.recipes.translation.compare import MAIN, page, variants
 from regard.recipes.translation.model import padded, sentences_of, translation_loss
-from regard.recipes.translation.recipe import Config, build, report
+from regard.recipes.translation.recipe import Config, build, report, task_of
 from regard.recipes.translation.scoring import (
     bleu,
     bleu_difference,
@@ -178,6 +180,20 @@ def test_a_difference_is_on_the_same_draws():
     assert bleu_difference(better, better) == {"difference": 0.0, "low": 0.0, "high": 0.0}
     found = bleu_difference(better, less)
     assert 0 < found["low"] < found["difference"] < found["high"]
+
+
+def test_one_sentence_has_no_interval_and_ends_no_run():
+    counts = sentence_counts(["大红狗，跑。"], ["大红狗，跑了。"], "zh")
+    found = bleu_interval(counts)
+    assert 0 < found["bleu"] == found["low"] == found["high"] < 100
+    assert bleu_difference(counts, counts) == {"difference": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_pairs_of_which_none_can_be_held_out_are_told():
+    corpus = made_up_corpus()
+    for emptied in (replace(corpus, validation=[]), replace(corpus, test=[])):
+        with pytest.raises(DataError, match=r"of 3\d\d pairs none can be held out .* Give more of them\."):
+            task_of(tiny_task()[1], emptied, pieces_of(corpus))
 
 
 def test_scores_come_by_domain():

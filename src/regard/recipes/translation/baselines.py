@@ -77,7 +77,7 @@ class GruTranslator(nn.Module):
             nonlocal state
             state = state[rows]
 
-        begin = torch.full((source.shape[0], 1), BEGIN)
+        begin = torch.full((source.shape[0], 1), BEGIN, device=source.device)
         return beam_search(step, begin, end=END, most_tokens=most_pieces, beams=beams, pad=PAD, reorder=reorder)
 
     def _embedded(self, pieces: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from regard.recipes.translation.pairs import Language, Pair
+from regard.training.intervals import corpus_interval, paired_difference
 from regard.training.order import listed
 
 DRAWS, SEED = 1_000, 12345
@@ -42,13 +43,22 @@ def bleu(counts: Tensor) -> float:
 
 def bleu_interval(counts: Tensor) -> dict[str, float]:
     """BLEU with the ends of its 95 % interval."""
-    return {"bleu": bleu(counts), **_ends([bleu(counts[draw]) for draw in _draws(len(counts))])}
+    value = bleu(counts)
+    if len(counts) < 2:  # one sentence says nothing of another
+        return {"bleu": value, "low": value, "high": value}
+    found = corpus_interval(lambda drawn: bleu(counts[drawn]), len(counts), resamples=DRAWS, seed=SEED)
+    return {"bleu": found.value, "low": found.low, "high": found.high}
 
 
 def bleu_difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """BLEU of the first less BLEU of the second, with the ends of its interval on the same draws."""
-    differences = [bleu(ours[draw]) - bleu(theirs[draw]) for draw in _draws(len(ours))]
-    return {"difference": bleu(ours) - bleu(theirs), **_ends(differences)}
+    if len(ours) < 2:
+        difference = bleu(ours) - bleu(theirs)
+        return {"difference": difference, "low": difference, "high": difference}
+    found = paired_difference(
+        lambda drawn: bleu(ours[drawn]), lambda drawn: bleu(theirs[drawn]), len(ours), resamples=DRAWS, seed=SEED
+    ).difference
+    return {"difference": found.value, "low": found.low, "high": found.high}
 
 
 def score_by_domain(written: Sequence[str], pairs: Sequence[Pair], language: Language) -> dict[str, dict[str, float]]:
@@ -63,13 +73,3 @@ def score_by_domain(written: Sequence[str], pairs: Sequence[Pair], language: Lan
         interval = bleu_interval(sentence_counts(mine, expected, language))
         found[domain] = {**interval, "chrf": float(chrf), "sentences": len(places)}
     return found
-
-
-def _draws(count: int) -> Tensor:
-    """int64 (DRAWS, count): always the same for as many sentences."""
-    return torch.randint(count, (DRAWS, count), generator=torch.Generator().manual_seed(SEED))
-
-
-def _ends(values: list[float]) -> dict[str, float]:
-    low, high = torch.tensor(values).quantile(torch.tensor([0.025, 0.975]))
-    return {"low": float(low), "high": float(high)}

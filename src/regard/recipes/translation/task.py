@@ -9,9 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from regard._errors import DataError
 from regard.recipes.translation.model import Sentences, Translator, padded, sentences_of, translation_loss
 from regard.recipes.translation.pairs import Corpus, Language, Pair
 from regard.recipes.translation.scoring import bleu, sentence_counts
+from regard.recipes.translation.splits import FEWEST_TEST_TOKENS
 from regard.recipes.translation.vocabulary import OTHER, Vocabulary
 from regard.training.data_digest import digest_of
 from regard.training.order import length_batches, listed
@@ -35,6 +37,9 @@ class TranslationTask:
         others: training pairs that are no prose in an epoch, as a part of those that are; others each epoch.
         smoothing: of labels.
         seed: of the order.
+
+    Raises:
+        DataError: nothing is held out.
     """
 
     metric = "bleu"
@@ -51,6 +56,11 @@ class TranslationTask:
         smoothing: float,
         seed: int,
     ) -> None:
+        if not corpus.validation or not corpus.test:
+            raise DataError(
+                f"of {len(corpus.train)} pairs none can be held out for validation and for the test: that takes "
+                f"different source sentences of {FEWEST_TEST_TOKENS} words or more. Give more of them."
+            )
         self.model, self.corpus, self.vocabulary = model, corpus, vocabulary
         self.language: Language = language
         self.batch_tokens, self.others, self.smoothing, self.seed = batch_tokens, others, smoothing, seed

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
 from regard._errors import DataError
+from regard.recipes.byte_pairs import learned_pieces
 from regard.recipes.dialogue.segments import Example
 from regard.training.records import Turn, read_dialogues
 from regard.training.sources import Package, fetch
@@ -132,15 +133,8 @@ def split_by_text(conversations: Iterable[Conversation]) -> dict[Part, tuple[Con
 
 
 def make_tokenizer(texts: Sequence[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909) of `vocabulary` tokens, at most."""
-    made: Any = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
-    )
-    return made
+    """Of `vocabulary` tokens, at most."""
+    return learned_pieces(texts, vocabulary, fewest=0, spaced=False)
 
 
 def encoded(conversation: Conversation, tokenizer: Tokenizer, *, end: bool = True) -> Example:

@@ -1,4 +1,4 @@
-"""Captions as numbers: byte-level byte-pair encoding, learned from the captions that are trained on and no others."""
+"""Captions as numbers (`regard.recipes.byte_pairs`), learned from the captions that are trained on and no others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from regard._errors import DataError
+from regard.recipes.byte_pairs import learned_pieces, read_pieces
 from regard.training.whole_file import write_whole
 
 PAD, BEGIN = 0, 1
@@ -36,17 +37,7 @@ class Captions:
             size: of the vocabulary, at most; at least 258 for all bytes.
             most_tokens: of a caption, with its beginning; what is longer is cut.
         """
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        trainer = trainers.BpeTrainer(
-            vocab_size=size,
-            min_frequency=2,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator((text.casefold() for text in captions), trainer)
-        return cls(tokenizer, most_tokens)
+        return cls(learned_pieces((text.casefold() for text in captions), size, marks=SPECIAL), most_tokens)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokens int64 (texts, longest) and which are real, bool of the same shape."""
@@ -66,9 +57,4 @@ class Captions:
     @classmethod
     def load(cls, path: Path, most_tokens: int) -> Captions:
         """From tokenizers' JSON. Raises DataError for anything else."""
-        try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")), most_tokens)
-        except DataError:
-            raise
-        except Exception as problem:  # tokenizers raises plain exceptions
-            raise DataError(f"{str(path)!r} is no vocabulary of captions: {str(problem)[:120]}") from problem
+        return cls(read_pieces(path), most_tokens)

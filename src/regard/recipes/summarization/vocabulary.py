@@ -1,21 +1,18 @@
-"""Pieces of words: byte-level BPE by `tokenizers`, learned from training texts alone.
+"""Pieces of words (`regard.recipes.byte_pairs`), learned from training texts alone.
 
-Sennrich et al. 2016, https://arxiv.org/abs/1508.07909, over bytes, so that every text can be written. Marks are no
-words: a text that spells one is read as the text that it is. The first token of a document, of a paragraph and of a
-sentence says so; all models get the same tokens.
+The first token of a document, of a paragraph and of a sentence says so; all models get the same tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
+from tokenizers import Tokenizer
 
 from regard._errors import DataError
+from regard.recipes.byte_pairs import learned_pieces, read_pieces
 from regard.training.sources import cache_folder, fresh_file
 from regard.training.whole_file import write_whole
 
@@ -54,30 +51,12 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """From tokenizers' JSON. Raises DataError for anything else."""
-        try:
-            return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
-        except DataError:
-            raise
-        except Exception as problem:  # tokenizers raises plain exceptions
-            raise DataError(f"{str(path)!r} is no vocabulary of tokenizers: {str(problem)[:120]}") from problem
+        return cls(read_pieces(path))
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> Vocabulary:
     """Learn at most `size` pieces, the 256 bytes and the marks among them; the same texts give the same pieces."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(MARKS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        min_frequency=2,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    facts = json.loads(tokenizer.to_str())
-    facts["added_tokens"] = []  # or a text that says "<end>" would be read as the end
-    return Vocabulary(Tokenizer.from_str(json.dumps(facts)))
+    return Vocabulary(learned_pieces(texts, size, marks=MARKS))
 
 
 def kept_vocabulary(texts: Sequence[str], size: int) -> Vocabulary:

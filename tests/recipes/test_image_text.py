@@ -159,6 +159,14 @@ def test_ranks_count_what_is_better_and_what_is_equal():
     assert ranks(scores, torch.tensor([2, 0, 2])).tolist() == [2, 2, 1]
 
 
+def test_a_model_that_gives_no_numbers_finds_nothing():
+    scores = torch.full((20, 20), torch.nan)
+    assert ranks(scores, torch.arange(20)).tolist() == [20] * 20
+    scores = torch.eye(20)
+    scores[:, 7] = torch.nan
+    assert ranks(scores, torch.arange(20)).tolist() == [20 if place == 7 else 2 for place in range(20)]
+
+
 def test_recalls_of_known_ranks():
     found = recalls(torch.tensor([1, 1, 3, 7, 20]))
     assert [found[f"recall@{k}"]["mean"] for k in (1, 5, 10)] == pytest.approx([0.4, 0.6, 0.8])

@@ -147,6 +147,35 @@ def test_own_text_that_cannot_be_read_is_told(tmp_path):
         load(str(bad), download=False)
 
 
+@pytest.mark.parametrize(("characters", "length"), [(4000, 64), (6000, 400)])
+def test_own_text_that_is_too_short_to_be_evaluated_is_told_before_training(tmp_path, characters, length):
+    """Before, training ended in a traceback."""
+    path = tmp_path / "own.txt"
+    path.write_text("abcdefgh" * (characters // 8), encoding="utf-8")
+    settings = {**TINY, "batch_size": 1, "length": length, "text": str(path)}
+    with pytest.raises(DataError, match=rf"its validation part, a twentieth, has {characters // 20} characters"):
+        make_task(Config(**settings), download=False)
+    enough = 20 * max(length + 2, 257)
+    path.write_text("abcdefgh" * (enough // 8 + 1), encoding="utf-8")
+    task = make_task(Config(**settings), download=False)
+    assert task.evaluate(task.model.eval())["loss"] > 0
+    assert report(task, task.model, task.config)["loss"]
+
+
+def test_windows_are_read_where_the_model_is():
+    class Elsewhere:
+        """A model on a device without any numbers."""
+
+        def __init__(self):
+            self.embedding = torch.nn.Embedding(9, 4, device="meta")
+
+        def __call__(self, windows):
+            assert windows.device.type == "meta"
+            return torch.empty(*windows.shape, 4, device="meta")
+
+    assert sliding_losses(Elsewhere(), torch.zeros(100, dtype=torch.int64), 16, 64).shape == (64,)
+
+
 def test_every_variant_and_seed_has_a_run_of_its_own():
     found = variants_of(Config(), seeds=(1, 2))
     assert len({variant.name for variant in found}) == len(found) == 2 * len(VARIANTS)

@@ -15,6 +15,8 @@ from torch import Tensor
 
 def shuffled_batches(count: int, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Batches of `batch_size` of `count` examples in random order; what is left over at the end stays out."""
+    if not count:
+        return []
     places = listed(torch.randperm(count, generator=_generator(seed, epoch)))
     whole = max(count // batch_size, 1)
     return [places[first * batch_size : (first + 1) * batch_size] for first in range(whole)]

@@ -1,6 +1,7 @@
 """How well pictures find their captions and captions their pictures, and what that is to be compared with.
 
-Recall@k: the part of queries whose one right answer is among the k best. A tie counts against the query.
+Recall@k: the part of queries whose one right answer is among the k best. A tie counts against the query, and so does
+NaN: a model that gives nothing else finds nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def ranks(scores: Tensor, right: Tensor) -> Tensor:
         right: int64 (queries,), the right answer's place.
     """
     own = scores.gather(1, right[:, None])
-    return (scores >= own).sum(1)
+    return (~(scores < own)).sum(1)  # what cannot be compared (NaN) counts against the query, too
 
 
 def recalls(found: Tensor) -> dict[str, dict[str, float]]:

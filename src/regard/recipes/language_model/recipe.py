@@ -42,7 +42,7 @@ def sink_share(model: LanguageModel, text: Tensor, length: int, windows: int = 1
     stride = max((len(text) - length) // windows, 1)
     batch = torch.stack([text[begin : begin + length] for begin in range(0, len(text) - length + 1, stride)][:windows])
     with regard.observe(model) as seen:
-        model(batch)
+        model(batch.to(model.embedding.weight.device))
     shares = [layer.statistics(want=("sink_share",)).sink_share for layer in seen.layers]
     return torch.stack([share[:, :, length // 2 :].mean((0, 2)) for share in shares if share is not None])
 

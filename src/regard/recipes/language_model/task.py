@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from regard._errors import DataError
 from regard.recipes.equal_budget import drawn_from
 from regard.recipes.language_model.data import Characters
 from regard.recipes.language_model.model import Gate, LanguageModel, Mixer, PositionName, model_of_budget
@@ -53,11 +54,16 @@ class Config(TrainingConfig):
 
 
 class CharacterTask:
-    """A `regard.training.Task`: an example is the place in the text where its window begins."""
+    """A `regard.training.Task`: an example is the place in the text where its window begins.
+
+    Raises:
+        DataError: a text whose parts are too short to be evaluated.
+    """
 
     metric = "negative_loss"
 
     def __init__(self, config: Config, text: Characters) -> None:
+        _require_room(config, text)
         self.config, self.text = config, text
         self.model: nn.Module = build(config, text.vocabulary)
 
@@ -138,10 +144,22 @@ def sliding_losses(model: LanguageModel, text: Tensor, length: int, count: int) 
 
 def _losses(model: LanguageModel, windows: Tensor, last: int) -> Tensor:
     """(windows, last): of their last characters."""
+    windows = windows.to(model.embedding.weight.device)
     states = model(windows[:, :-1])[:, -last:]
     logits = states @ model.embedding.weight.T
     targets = windows[:, 1:][:, -last:]
     return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def _require_room(config: Config, text: Characters) -> None:
+    """Validation and test have a window, and the test a block, or training would end in an evaluation of nothing."""
+    need = max(config.length + 2, BLOCK + 1)
+    for name, part in (("validation", text.validation), ("test", text.test)):
+        if len(part) < need:
+            raise DataError(
+                f"the text is too short: its {name} part, a twentieth, has {len(part)} characters, and with length "
+                f"{config.length} it needs {need}. Give a text of {20 * need} characters or more, or lower length."
+            )
 
 
 def as_language_model(model: nn.Module) -> LanguageModel:

@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from regard.observation import observe as observe
     from regard.observation import statistics as statistics
     from regard.observation import weights as weights
+    from regard.trust import passport as passport
     from regard.trust.audit import Audit as Audit
     from regard.trust.audit import audit as audit
+    from regard.trust.verify import verify as verify
 
 __getattr__ = lazily(
     __name__,
@@ -67,6 +69,8 @@ __getattr__ = lazily(
         "regard.integrations.torch_sdpa": ("activate", "deactivate"),
         "regard.observation": ("Observation", "ObservedLayer", "Statistics", "observe", "statistics", "weights"),
         "regard.trust.audit": ("Audit", "audit"),
+        "regard.trust.passport": (),
+        "regard.trust.verify": ("verify",),
     },
 )
 
@@ -96,9 +100,11 @@ __all__ = [
     "masks",
     "nn",
     "observe",
+    "passport",
     "positions",
     "reference",
     "statistics",
+    "verify",
     "weights",
 ]
 

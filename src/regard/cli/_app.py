@@ -21,6 +21,13 @@ _RUNS = {
     "language_model": "Go on writing after a prompt.",
 }
 
+_PASSPORT_HELP = "Record what a model computes here, and compare it elsewhere."
+_PASSPORT = {
+    "record": "Record a model's layers, attention and gradients with what is true.",
+    "replay": "Compute it again here, and compare.",
+    "show": "What a passport holds.",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
@@ -59,9 +66,15 @@ def _run(arguments: list[str]) -> int:
     # By name, so that no command's imports are paid for before it runs.
     xray_help = "Look at every attention layer of a model while it reads a text."
     app.command("regard.cli.xray:xray", name="xray", help=xray_help)
+    verify_help = "Compare what computes attention with the float64 reference."
+    app.command("regard.cli.verify:verify", name="verify", help=verify_help)
     audit_help = "Recover what attention really does, and compare it with what is declared."
     app.command("regard.cli.audit:audit", name="audit", help=audit_help)
     app.command("regard.cli.train:train", name="train", help="Train a recipe on its real data.")
+    passport = App(name="passport", help=_PASSPORT_HELP, help_format="plaintext")
+    for name, does in _PASSPORT.items():
+        passport.command(f"regard.cli.passport:{name}", name=name, help=does)
+    app.command(passport)
     run = App(name="run", help="Use a trained recipe on your own input.", help_format="plaintext")
     for name, does in _RUNS.items():
         run.command(f"regard.cli.run:{name}", name=name, help=does)

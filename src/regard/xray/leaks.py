@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from regard.observation import ObservedLayer, observe
+from regard.trust.model_leaks.reaching import NotTestedError, future_reached
 from regard.xray.encode import Encoded, Stream
 from regard.xray.loading import LoadedModel
 from regard.xray.probe import probe
@@ -22,8 +22,6 @@ Padding = Literal["honoured", "attended", "not probed"]
 TOKENS = 24
 """The experiments run on this many tokens of the text."""
 PADS = 3
-LEAK = 1e-3
-"""Relative change of an earlier output that rounding cannot explain."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +115,7 @@ def future_reaches_past(loaded: LoadedModel, encoded: Encoded) -> bool | None:
         return None
     inputs = {key: tensor[:, :TOKENS] if key != name else tensor for key, tensor in encoded.inputs.items()}
     inputs[name] = ids[:, :TOKENS]
-    changed = inputs[name].clone()
-    changed[0, -1] = 0 if int(changed[0, -1]) else 1
-    with torch.no_grad():
-        before, after = (_outputs(loaded.model(**inputs | {name: given})) for given in (inputs[name], changed))
-    if before is None or after is None or before.dim() < 2 or before.shape[1] != changed.shape[1]:
+    try:
+        return future_reached(loaded.model, inputs, name)
+    except NotTestedError:
         return None
-    past = slice(0, changed.shape[1] - 1)
-    moved, size = float((before[:, past] - after[:, past]).abs().max()), float(before[:, past].abs().max())
-    return moved > LEAK * max(size, 1e-6) if math.isfinite(moved) else None
-
-
-def _outputs(output: Any) -> Tensor | None:
-    for name in ("logits", "last_hidden_state"):
-        found = getattr(output, name, None)
-        if isinstance(found, Tensor):
-            return found
-    return output if isinstance(output, Tensor) else None

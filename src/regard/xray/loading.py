@@ -19,8 +19,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from regard._errors import DataError
+from regard.trust.model_leaks.subject import kind_of
 from regard.xray.folder import inspect_folder
-from regard.xray.pretrained import Kind, check_fast, download, import_transformers, kind_of, load_pretrained, one_line
+from regard.xray.pretrained import Kind, check_fast, download, import_transformers, load_pretrained, one_line
 
 FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

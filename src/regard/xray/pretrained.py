@@ -94,17 +94,6 @@ def load_pretrained(folder: ModelFolder) -> tuple[nn.Module, Any, list[str]]:
         return model.eval(), _tokenizer(transformers, folder.path), notes + _dtype_notes(folder)
 
 
-def kind_of(transformers: ModuleType, model: Any) -> Kind:
-    """Which of the three shapes a transformers model has."""
-    config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder_decoder"
-    names = transformers.models.auto.modeling_auto
-    causal = config.model_type in names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    both_ways = config.model_type in names.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return "decoder" if causal and (not both_ways or getattr(config, "is_decoder", False)) else "encoder"
-
-
 def check_fast(tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer that cannot say where in the text its tokens lie."""
     if not getattr(tokenizer, "is_fast", False):

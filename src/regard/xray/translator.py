@@ -15,8 +15,8 @@ from regard.xray.loading import LoadedModel
 
 NAME = "English-Chinese translator (comes with regard)"
 
-SENTENCE = "The bank by the river was closed, so she sat down on the grass and counted her money."
-"""What is read when no text is given: "bank" needs its neighbours to mean anything."""
+SENTENCE = "My teacher likes to drink tea in the morning."
+"""What is read when no text is given: Chinese puts the morning before the tea."""
 
 
 class CallableTranslator(nn.Module):

@@ -145,7 +145,8 @@ def report(task: Task, model: nn.Module, config: Config) -> dict[str, Any]:
         raise TypeError
     pairs = task.corpus.test
     written = translations(model, task.vocabulary, [pair.source for pair in pairs], beams=config.beams)
-    return {"scores": score_by_domain(written, pairs, config.language), "written": written}
+    scores = score_by_domain(written, pairs, config.language)
+    return {"scores": scores, "corpus": task.corpus.digest, "written": written}
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ class TrainedTranslator:
         if not isinstance(model, TransformerTranslator):
             raise TypeError
         between = "" if config.language == "zh" else " "
-        return cls(model, vocabulary, aligning=max(0, config.decoder_layers - 2), between=between)
+        return cls(model, vocabulary, aligning=config.decoder_layers - 1, between=between)
 
     def translate(self, text: str, *, beams: int = 4) -> Translation:
         """Translate a text, sentence by sentence, each by itself: in whatever company, it gets the same translation.

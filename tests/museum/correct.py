@@ -160,20 +160,34 @@ WINDOW = Causal() & SlidingWindow(4, 0)
 DECODING = Causal(align="bottom_right")
 GROUPED = {"enable_gqa": True}
 
+ANYWHERE: Mapping[str, Mapping[str, Any]] = {
+    "window": {"mask": WINDOW},
+    "packed and causal": {"mask": Causal() & Documents([5, 4, 3])},
+    "a sample that is all padding": {"mask": Padding([12, 7, 0])},
+    "grouped, scale": {"scale": 0.5, **GROUPED},
+    "a bias and a mask": {"mask": Causal(), "bias": torch.arange(4.0 * 144).sin().view(1, 4, 12, 12)},
+    "ALiBi": {"mask": DECODING, "position": positions.ALiBi(4, align="bottom_right")},
+    "RoPE": {"mask": Causal(), "position": positions.RoPE(16)},
+}
+"""What every backend computes."""
+
 CORRECT: Mapping[str, Correct] = {
     **{f"{name}: plain": Correct(lambda name=name: name) for name in ("native", "sdpa", "eager", "auto")},
     **{
         f"{name}: causal": Correct(lambda name=name: name, {"mask": DECODING})
         for name in ("native", "sdpa", "eager", "flex")
     },
+    **{
+        f"{name}: {what}": Correct(lambda name=name: name, declared)
+        for name in ("native", "sdpa", "eager")
+        for what, declared in ANYWHERE.items()
+    },
     "native: window, grouped, softcap": Correct(lambda: "native", {"mask": WINDOW, "softcap": 20.0, **GROUPED}),
     "native: sink": Correct(lambda: "native", {"mask": DECODING, "sink": SINKS}),
+    "eager: sink, softcap": Correct(lambda: "eager", {"mask": Causal(), "sink": SINKS, "softcap": 5.0}),
     "native: a bias": Correct(lambda: "native", {"bias": torch.linspace(-2, 2, 4 * 144).sin().view(1, 4, 12, 12)}),
-    "native: ALiBi": Correct(lambda: "native", {"mask": Causal(), "position": positions.ALiBi(4)}),
-    "native: RoPE": Correct(lambda: "native", {"mask": Causal(), "position": positions.RoPE(16)}),
     "native: T5's bias": Correct(lambda: "native", {"position": positions.T5Bias(4)}),
     "eager: Shaw": Correct(lambda: "eager", {"position": positions.Shaw(16, 4)}),
-    "native: documents": Correct(lambda: "native", {"mask": Causal() & Documents([5, 4, 3])}),
     "native: padding": Correct(lambda: "native", {"mask": Causal() & Padding([12, 7, 0])}),
     "native: left padding": Correct(lambda: "native", {"mask": Padding([12, 7], side="left")}),
     "native: prefix": Correct(lambda: "native", {"mask": PrefixLM(3)}),

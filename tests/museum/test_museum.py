@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 import regard
 from regard.trust.audit import CODES
+from tests.masks.mask_cases import any_case
 from tests.museum.annex import ANNEX
 from tests.museum.correct import CORRECT
 from tests.museum.exhibits import EXHIBITS
@@ -36,6 +38,16 @@ def test_what_is_right_raises_no_alarm(name):
     slow = SLOW if "flex" in name.lower() else {}
     found = regard.audit(correct.target(), **correct.declared, **{**slow, **correct.options})
     assert found.passed, found
+
+
+@settings(max_examples=10)
+@given(any_case())
+def test_no_mask_of_regards_own_raises_an_alarm(case):
+    if case.q_len and case.kv_len:
+        heads = case.mask.head_count or 3
+        lengths = [(case.q_len, case.kv_len)]
+        found = regard.audit("eager", mask=case.mask, lengths=lengths, heads=heads, dtypes=[torch.float32])
+        assert found.passed, (case.mask, found)
 
 
 def test_there_are_fifteen_with_fifteen_sources_and_many_that_are_right():
@@ -68,6 +80,12 @@ def test_the_corner_is_named_as_found_and_as_declared():
     found = regard.audit(exhibit.target(), **exhibit.declared)
     assert found.findings[0].sentence.startswith("causal corner bottom-right, declared top-left")
     assert found.corner == "bottom-right"
+
+
+def test_a_wrong_sign_is_told():
+    exhibit = ANNEX["a reward for distance"]
+    (finding,) = regard.audit(exhibit.target(), **exhibit.declared).findings
+    assert finding.sentence == "what is declared to be added is taken away: the sign is wrong"
 
 
 def test_what_a_cache_of_masks_remembers_is_told():

@@ -144,6 +144,17 @@ def test_a_single_key_tells_nothing_of_who_reads_it():
     assert read_heads(probe).groups == (0, 0, 1, 1)
 
 
+def test_heads_that_see_nothing_are_no_reason_for_alarm():
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return mixing([0, 0, 1, 1], [0, 0, 1, 1])(query, key, value) * torch.tensor([1.0, 0.0, 1.0, 1.0]).view(4, 1, 1)
+
+    reading = read_heads(Probe(attend, SIZES))
+    assert reading.groups is None
+    assert reading.reads([0, 0, 1, 1])
+    assert reading.reads([0, 1, 1, 1])
+    assert not reading.reads([0, 0, 1, 0])
+
+
 def test_neighbours_in_a_batch_are_seen():
     plain = mixing([0, 0, 1, 1], [0, 0, 1, 1])
 

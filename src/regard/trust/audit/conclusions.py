@@ -195,9 +195,9 @@ def _declared_groups(examination: Examination) -> tuple[int, ...]:
 def _head_findings(examination: Examination, reading: HeadReading) -> Iterator[Finding]:
     expected, kv_heads = _declared_groups(examination), examination.sizes.kv_heads
     evidence = {"keys": [list(of) for of in reading.keys], "values": [list(of) for of in reading.values]}
-    if reading.groups == expected or not any(reading.values):
+    if reading.reads(expected):
         return
-    if reading.groups == tuple(head % kv_heads for head in range(len(expected))):
+    if reading.reads([head % kv_heads for head in range(len(expected))]):
         told = f"query head h reads key/value head h mod {kv_heads}, declared h // {len(expected) // kv_heads}"
         yield Finding("kv_heads_interleaved", told, evidence)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,14 @@ class HeadReading:
                 return None
             found.append(values[0])
         return tuple(found)
+
+    def reads(self, groups: Sequence[int]) -> bool:
+        """Whether each query head that tells anything reads the key/value head that `groups` gives it, and no other."""
+        return all(
+            told in ((), (kv_head,))
+            for read in (self.keys, self.values)
+            for told, kv_head in zip(read, groups, strict=True)
+        )
 
 
 def read_heads(probe: Probe) -> HeadReading:

@@ -86,9 +86,9 @@ def _paint(axes: Any, kinds: Tensor, title: str) -> None:
 def _legend(figure: Any, view: View, sample: int, head: int) -> None:
     from matplotlib.patches import Patch
 
-    drawn = {int(kind) for kind in _kinds(view, sample, head).unique()} | {0, 1}
-    kinds = [pair for place, pair in enumerate(KINDS.items()) if place in drawn]
-    handles = [Patch(facecolor=colour, edgecolor="#666666", label=kind) for kind, colour in kinds]
+    drawn = _kinds(view, sample, head)
+    present = [pair for place, pair in enumerate(KINDS.items()) if place < 2 or bool((drawn == place).any())]
+    handles = [Patch(facecolor=colour, edgecolor="#666666", label=kind) for kind, colour in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
 
 

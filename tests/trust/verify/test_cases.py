@@ -137,12 +137,12 @@ def test_sizes_vary_beyond_one_block_of_the_kernel():
 
 def test_quick_and_full():
     quick, full = schedule(quick=True, seed=0), schedule(quick=False, seed=0)
-    assert len(quick) == len(set(quick)) > 140
+    assert len(quick) == len(set(quick)) > 160
     assert {case.name for case, _ in quick} < {case.name for case, _ in full}
     assert all(dtype in case.full for case, dtype in quick)
     brief = schedule(quick=True, seed=0, brief=True)
     assert set(brief) < set(quick)
-    assert {case.name for case, _ in brief} == {case.name for case, _ in quick}
+    assert {case.name for case, _ in brief} == {case.name for case, _ in quick if case.group != "random"}
 
 
 def test_chance_is_by_the_seed():

@@ -41,7 +41,7 @@ def test_every_backend_passes_a_quick_run(backend, reports):
     assert report.count("passed") > 80
     assert 0.0 < report.worst.ratio <= report.worst.allowed
     assert seconds < SECONDS
-    assert {case.name for case in report.cases} == {case.name for case in TABLE if case.dtypes}
+    assert {case.name for case in report.cases if case.group != "random"} == {case.name for case in TABLE}
 
 
 @pytest.mark.parametrize("backend", ["native", "eager"])

@@ -254,8 +254,7 @@ def _imports(body: str) -> list[str]:
         "regard.masks": [name for name in masks.__all__ if name != "Mask"],
         "regard.positions": [name for name in positions.__all__ if name != "Position"],
         "regard.trust": ["Question", "as_target"],
-        "regard.trust.verify.checks": ["drops", "refuses", "right", "same_bits"],
-        "regard.trust.verify.drawn": [function.__name__ for function in (drawn, drawn_tables, *LAYOUTS)],
+        "regard.trust.verify": ["drawn", "drawn_tables", "drops", *_LAYOUT_NAMES, "refuses", "right", "same_bits"],
     }
     used = {home: [name for name in names if name in words] for home, names in homes.items()}
     special = [name for name in ("inf", "nan") if name in words]

@@ -28,7 +28,7 @@ from regard.trust.verify.random_cases import random_cases
 from regard.trust.verify.report import CaseResult, Report
 
 TABLE: tuple[Case, ...] = (*SHAPES, *MASKS, *OPTIONS, *PAIRS, *EDGES)
-RANDOM_CASES = 150
+QUICK_RANDOM_CASES, RANDOM_CASES = 25, 150
 TRACED = ("flex",)
 """Targets that trace every problem anew, at a third of a second each: a quick run of them is brief."""
 Progress = Callable[[str, int, int], None]
@@ -52,8 +52,8 @@ def verify(
             "module:function"; a backend; or a callable f(query, key, value, ...) with (batch, heads, length, head_dim).
         adapter: how the callable is asked where its signature does not say: from an option to a parameter, or a
             function from a `regard.trust.Question` to the output.
-        quick: the cases that take seconds; False asks every case in every dtype, every pair of options, and 150
-            cases drawn by chance.
+        quick: the cases that take seconds, 25 of them drawn by chance; False asks every case in every dtype, every
+            pair of options, and 150 cases drawn by chance.
         seed: of all numbers, 0 or more. The same seed asks the same questions.
         layout: "bnhd" when the callable has (batch, length, heads, head_dim).
         corner: of the callable's `causal` and windows where q_len != kv_len.
@@ -86,11 +86,16 @@ def verify(
 
 
 def schedule(*, quick: bool, seed: int, brief: bool = False) -> list[tuple[Case, torch.dtype]]:
-    """Every case with every dtype that it is asked in; a brief run has the others only for `plain` and `long`."""
-    if quick:
-        asked = [(case, dtype) for case in TABLE for dtype in case.dtypes]
+    """Every case with every dtype that it is asked in.
+
+    A brief run has one dtype for each case, `plain` and `long` excepted, and draws none by chance.
+    """
+    if quick and brief:
         kept = {"plain", "long"}
-        return [(case, dtype) for case, dtype in asked if not brief or dtype == case.dtypes[0] or case.name in kept]
+        return [(case, dtype) for case in TABLE for dtype in (case.dtypes if case.name in kept else case.dtypes[:1])]
+    if quick:
+        by_chance = ((case, case.full[0]) for case in random_cases(seed, QUICK_RANDOM_CASES))
+        return [*((case, dtype) for case in TABLE for dtype in case.dtypes), *by_chance]
     more = (*STRUCTURED, *all_pairs(), *random_cases(seed, RANDOM_CASES), FUSED)
     return [(case, dtype) for case in (*TABLE, *more) for dtype in case.full]
 

@@ -279,6 +279,21 @@ def test_the_text_shows_both_masks(wrong):
     assert "■ attends, · does not, + attends, declared not to" in told
 
 
+def test_a_long_mask_is_shown_where_it_differs():
+    target = functools.partial(scaled_dot_product_attention, is_causal=True)
+    found = regard.audit(target, mask=Causal() & SlidingWindow(50, 0), asked=(), lengths=[(96, 96)], heads=1, batch=1)
+    told = str(found).splitlines()
+    assert any("from 43 and 0 on" in line for line in told)
+    assert sum("+" in line for line in told) == 96 - 51 - 20  # the first query that sees too much is the 51st
+    assert len([line for line in told if "■" in line]) == 33  # and the legend
+
+
+def test_of_samples_that_differ_the_one_with_padding_is_shown():
+    found = regard.audit("eager", mask=Padding([6, 4, 0]), lengths=[(6, 6)], dtypes=[torch.float32])
+    assert "sample 1, head 0" in str(found)
+    assert "■ ■ ■ ■ · ·   ■ ■ ■ ■ · ·" in str(found)
+
+
 def test_the_json_is_strict_and_whole(wrong):
     facts = json.loads(wrong.json(), parse_constant=pytest.fail)
     assert facts["passed"] is False

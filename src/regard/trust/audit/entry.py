@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,42 @@ from regard.trust.calling import Layout
 from regard.trust.question import OPTIONS
 from regard.trust.target import Adapter, Target, as_target
 
+if TYPE_CHECKING:
+    from regard.trust.model_leaks import ModelAudit
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS, BATCH, HEAD_DIM = 4, 2, 16
+
+
+@overload
+def audit(
+    target: object,
+    *,
+    mask: Mask | Tensor | None = None,
+    position: Position | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+    enable_gqa: bool = False,
+    asked: Collection[str] | None = None,
+    adapter: Adapter | None = None,
+    layout: Layout = "bhnd",
+    corner: Align | None = None,
+    batch: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int = HEAD_DIM,
+    lengths: Sequence[tuple[int, int]] | None = None,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+    device: torch.device | str = "cpu",
+    strict: bool = False,
+    seed: int = 0,
+) -> Audit: ...
+
+
+@overload
+def audit(target: nn.Module, *, inputs: Mapping[str, Any], strict: bool = False, seed: int = 0) -> ModelAudit: ...
 
 
 def audit(
@@ -56,14 +90,16 @@ def audit(
     device: torch.device | str = "cpu",
     strict: bool = False,
     seed: int = 0,
-) -> Audit:
+    inputs: Mapping[str, Any] | None = None,
+) -> Audit | ModelAudit:
     """Recover what attention really does, black box, and compare it with what is declared.
 
     Args:
         target: anything `as_target` takes: a callable f(query, key, value, ...), a backend's name, "torch" or
             "module:function"; "huggingface:NAME", an attention that is registered in transformers; a
             `torch.nn.MultiheadAttention`, whose ways to run are compared; or a mapping from names to any of these,
-            which are audited one by one and compared.
+            which are audited one by one and compared. A whole model (one of transformers, or any module with `inputs`)
+            is audited for leaks by `regard.trust.model_leaks.audit_model`, which has more to choose.
         mask, position, bias, scale, softcap, sink, enable_gqa: what attention should do, as in `regard.attention`.
             Nothing declared is plain softmax(query key^T / sqrt(head_dim)) value.
         asked: which of these the target is asked for in its call; the others it should do by itself. Left out: those
@@ -76,6 +112,7 @@ def audit(
         device: of the tensors.
         strict: warnings fail the audit, too.
         seed: of the random scores.
+        inputs: what a whole model is called with, by name.
 
     Returns:
         Audit: `.passed`, `.findings`, `.mask`, `.scale`, `.softcap`, `.sinks`, `.groups`, and reports of it.
@@ -85,6 +122,11 @@ def audit(
             another shape.
         UnsupportedError: the target refuses what it is asked for, or fails on the first probe.
     """
+    from regard.trust.model_leaks import audit_model  # here, since findings are made with those of this room
+    from regard.trust.model_leaks.subject import transformers_model
+
+    if inputs is not None or transformers_model(target):
+        return audit_model(cast("nn.Module", target), inputs, strict=strict, seed=seed)
     declared = Declared.of(
         mask, position=position, bias=bias, scale=scale, softcap=softcap, sink=sink, enable_gqa=enable_gqa
     )

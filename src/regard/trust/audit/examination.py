@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +90,7 @@ class Examination:
 
     def probe(self, setting: Setting, declared: Declared | None = None) -> Probe:
         """The target in one setting, asked for what is declared."""
-        options = (self.declared if declared is None else declared).options(self.asked)
+        options = _on((self.declared if declared is None else declared).options(self.asked), self.device)
         sizes = replace(self.sizes, q_len=setting.q_len, kv_len=setting.kv_len)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -198,6 +200,14 @@ class Examination:
         generator = torch.Generator().manual_seed(31)
         value = torch.randn(probe.values().shape, generator=generator, dtype=torch.float64)
         return probe.output(query, key, value.to(probe.values()))
+
+
+def _on(options: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The options with their tensors where the target computes; what is declared stays where it is."""
+    moved = {name: options[name].to(device) for name in ("bias", "sink") if name in options}
+    if "position" in options and torch.device(device).type != "cpu":
+        moved["position"] = copy.deepcopy(options["position"]).to(device)
+    return {**options, **moved}
 
 
 def _reason(error: Exception) -> str:

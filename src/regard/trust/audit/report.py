@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from regard.trust.audit.result import Audit
 
 CELLS = 32
-"""So many rows and columns of a mask are shown in text, from the first on."""
+"""So many rows and columns of a mask are shown in text."""
 MEANINGS = {"■": "attends", "·": "does not", "+": "attends, declared not to", "-": "does not, declared to"}
 
 
@@ -113,10 +113,13 @@ def headline(audit: Audit) -> str:
     """One line: does it do what is declared?"""
     if audit.passed:
         return f"{audit.name}: does what is declared"
-    count = len(audit.findings)
-    if not count:
-        return f"{audit.name}: {len(audit.warnings)} warnings, and strict was asked for"
-    return f"{audit.name}: {count} {'finding' if count == 1 else 'findings'}"
+    if not audit.findings:
+        return f"{audit.name}: {_counted(audit.warnings, 'warning')}, and strict was asked for"
+    return f"{audit.name}: {_counted(audit.findings, 'finding')}"
+
+
+def _counted(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}" if len(things) == 1 else f"{len(things)} {name}s"
 
 
 def text(audit: Audit) -> str:
@@ -138,27 +141,36 @@ def side_by_side(audit: Audit) -> list[str]:
     sample, head = first_difference(view)
     found = view.found.allowed[sample, head]
     wanted = None if view.expected is None else view.expected[sample, head]
-    q_len, kv_len = found.shape
-    rows, cols = min(q_len, CELLS), min(kv_len, CELLS)
-    cut = "" if (rows, cols) == (q_len, kv_len) else f", the first {rows} x {cols} of them"
+    rows, cols = (_shown_part(found, wanted, dim) for dim in (0, 1))
+    cut = "" if (len(rows), len(cols)) == tuple(found.shape) else f" from {rows.start} and {cols.start} on"
     title = f"{view.setting.label}: queries down, keys across{cut}; sample {sample}, head {head}"
     if wanted is None:
-        return [title, "found", *(_cells(found, None, row, cols) for row in range(rows))]
-    width = max(2 * cols - 1, len("declared"))
-    lines = [f"{_cells(wanted, None, row, cols):<{width}}   {_cells(found, wanted, row, cols)}" for row in range(rows)]
+        return [title, "found", *(_cells(found, None, row, cols) for row in rows)]
+    width = max(2 * len(cols) - 1, len("declared"))
+    lines = [f"{_cells(wanted, None, row, cols):<{width}}   {_cells(found, wanted, row, cols)}" for row in rows]
     used = [mark for mark in MEANINGS if any(mark in line for line in lines)]
     legend = ", ".join(f"{mark} {MEANINGS[mark]}" for mark in used)
     return [title, f"{'declared':<{width}}   found", *lines, legend]
 
 
-def _cells(found: Tensor, wanted: Tensor | None, row: int, cols: int) -> str:
+def _shown_part(found: Tensor, wanted: Tensor | None, dim: int) -> range:
+    """At most CELLS rows (dim 0) or columns (1): those around the first difference, or the first ones."""
+    length = found.shape[dim]
+    start = 0
+    if wanted is not None and length > CELLS:
+        wrong = (found != wanted).any(1 - dim).nonzero()
+        start = max(0, min(int(wrong[0]) - CELLS // 4, length - CELLS)) if wrong.numel() else 0
+    return range(start, min(length, start + CELLS))
+
+
+def _cells(found: Tensor, wanted: Tensor | None, row: int, cols: range) -> str:
     def mark(col: int) -> str:
         attends = bool(found[row, col])
         if wanted is None or attends == bool(wanted[row, col]):
             return "■" if attends else "·"
         return "+" if attends else "-"
 
-    return " ".join(mark(col) for col in range(cols))
+    return " ".join(mark(col) for col in cols)
 
 
 def markdown(audit: Audit) -> str:

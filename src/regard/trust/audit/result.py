@@ -139,10 +139,12 @@ def _mask_differs(view: View) -> bool:
 
 
 def first_difference(view: View) -> tuple[int, int]:
-    """The sample and head to be drawn: the first that differ from what is declared, else the first."""
+    """The sample and head to be drawn: the first that differ from what is declared, else those with most to show."""
     if view.expected is not None:
         wrong = (view.expected != view.found.allowed).flatten(2).any(-1).nonzero()
         if wrong.numel():
             sample, head = (int(place) for place in wrong[0])
             return sample, head
-    return 0, 0
+    kept = view.found.allowed.flatten(2).sum(-1)
+    fewest = kept.masked_fill(kept == 0, kept.max() + 1).flatten().argmin() if kept.numel() else kept.new_zeros(())
+    return divmod(int(fewest), kept.shape[1]) if kept.numel() else (0, 0)

@@ -125,7 +125,7 @@ def task_health(model: nn.Module, task: Task) -> AttentionHealth:
     else:
         batch = make()
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    there: Batch = send_to_device(batch, device)
+    there = cast("Batch", send_to_device(batch, device))
     return attention_health(model, lambda: task.loss(model, there))
 
 

@@ -42,6 +42,7 @@ def random_bytes(dtype: torch.dtype, count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count * dtype.itemsize,), dtype=torch.uint8).view(dtype)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 def test_tensors_of_every_dtype_come_back_bit_for_bit(tmp_path: Path) -> None:
     # Among random bits are NaNs with a payload, subnormals and -0.0.
     assert len(DTYPES) > 30

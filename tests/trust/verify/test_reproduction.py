@@ -92,7 +92,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("target", "case"), FAILURES, ids=str)
+@pytest.mark.parametrize(("target", "case"), FAILURES, ids=lambda each: getattr(each, "__name__", str(each)))
 def test_the_lines_print_the_failure(target, case):
     failure = only_failure(target, case)
     *code, comment = failure.lines

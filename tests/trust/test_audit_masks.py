@@ -135,7 +135,7 @@ DIFFERENCES = [
 ]
 
 
-@pytest.mark.parametrize(("declared", "found", "codes"), DIFFERENCES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("declared", "found", "codes"), DIFFERENCES)
 def test_differences_get_their_codes(declared, found, codes):
     assert set(compared(declared, found)) == codes
 

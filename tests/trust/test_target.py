@@ -88,7 +88,6 @@ def test_a_backend_that_is_being_written():
         {"mask": Causal(), "bias": torch.randn(1, 4, 6, 6)},
         {"mask": torch.ones(6, 6, dtype=torch.bool).triu(), "scale": 0.2},
     ],
-    ids=str,
 )
 def test_torch(target, options):
     asked = question(**options)
@@ -133,7 +132,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("target", WRONG, ids=str)
+@pytest.mark.parametrize("target", WRONG)
 def test_what_is_no_target(target):
     with pytest.raises(ArgumentError) as caught:
         as_target(target)

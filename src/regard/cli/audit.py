@@ -37,6 +37,9 @@ def audit(
 ) -> int:
     """Recover what attention does from its outputs alone, and name every difference from what is declared.
 
+    Of a whole model (a Hugging Face folder or hub name, or package.module:factory) every leak: does the future reach
+    the past, padding the tokens, one document or one sample the next, and is a text in chunks read as in one pass.
+
     Found are the mask and its corner, the scale, softcap, sinks, what is added to the scores, which key/value head is
     read by whom, dropped weights, and what gets past a mask. Nothing declared is plain attention over every pair.
     Ends with 1 when something was found.
@@ -45,7 +48,8 @@ def audit(
     ----------
     target
         native, sdpa, flex, eager, auto or torch; module:function, called as f(query, key, value, ...);
-        huggingface:NAME, an attention that is registered in transformers.
+        huggingface:NAME, an attention that is registered in transformers; or a whole model, of which the options below
+        but --strict and --json say nothing.
     mask
         Which pairs may attend, parts joined by +: causal+window:4,0. See docs/trust.md.
     scale
@@ -79,11 +83,14 @@ def audit(
     """
     from regard._errors import RegardError
     from regard.cli._app import FAILED, OK, WRONG_USAGE, complain
+    from regard.cli.audit_model import audit_named_model, names_model
 
     sizes = {"batch": batch, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "layout": layout}
     wish = _Wish(target, mask, scale, softcap, sink, gqa, at, alone, strict, sizes)
     try:
         _check_picture(draw)
+        if names_model(target):
+            return audit_named_model(target, strict=strict, json_output=json_output)
         found = _audited(wish)
         if draw is not None:
             found.draw(draw)

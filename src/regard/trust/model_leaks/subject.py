@@ -1,0 +1,232 @@
+"""A model that is examined for leaks: what it reads, of which kind it is, and what it gives."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from regard._errors import ArgumentError
+from regard.trust.points import parts_of
+
+Kind = Literal["encoder", "decoder", "encoder_decoder", "vision"]
+BATCH = 2
+_PER_BATCH = ("logits_per", "loss")
+"""Outputs that compare the samples of a batch with each other, as they should."""
+CAUSAL_TEXT = frozenset({"clip", "clip_text_model", "chinese_clip"})
+"""Model types whose text is read from left to right, though they give no next token."""
+_MASK_OF = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One sequence of tokens that a model reads.
+
+    name: of the argument. mask: of the argument with its padding, or None where there is none. length: in tokens.
+    causal: whether a token may reach those before it. positions: of the argument with their positions, or None.
+    """
+
+    name: str
+    length: int
+    causal: bool
+    mask: str | None = None
+    positions: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model in eval mode with inputs of BATCH samples, none of them padded.
+
+    floats: names of inputs that are pictures or sounds. accepts: names that its forward takes.
+    """
+
+    model: nn.Module
+    kind: Kind
+    inputs: Mapping[str, Any]
+    streams: tuple[Stream, ...]
+    accepts: frozenset[str]
+    floats: tuple[str, ...] = ()
+    pad: int = 0
+
+    @property
+    def batch(self) -> int:
+        """Samples in the inputs."""
+        names = (*(stream.name for stream in self.streams), *self.floats)
+        return int(self.inputs[names[0]].shape[0])
+
+    def with_inputs(self, **changed: Any) -> Subject:
+        """The same with other inputs; None takes one away."""
+        inputs = {**self.inputs, **changed}
+        return replace(self, inputs={name: value for name, value in inputs.items() if value is not None})
+
+    def outputs(self, **more: Any) -> dict[str, Tensor]:
+        """What it gives, by name."""
+        return named_outputs(self.model(**self.inputs, **more))
+
+
+def named_outputs(output: Any) -> dict[str, Tensor]:
+    """The float tensors of an output, also those of outputs within it, but for what compares samples by intent."""
+    if isinstance(output, Tensor):
+        return {"output": output}
+    found: dict[str, Tensor] = {}
+    for name, part in parts_of(output).items():
+        if isinstance(part, Tensor):
+            if part.is_floating_point() and part.dim() >= 2 and not str(name).startswith(_PER_BATCH):
+                found[str(name)] = part
+        elif isinstance(part, Mapping):
+            inner = named_outputs(cast("Mapping[str, Any]", part)).items()
+            found |= {f"{name}.{key}": tensor for key, tensor in inner}
+    return found
+
+
+def subject_of(
+    model: nn.Module, inputs: Mapping[str, Any] | None, *, kind: Kind | None, causal: bool | None, length: int
+) -> Subject:
+    """What is examined.
+
+    Raises:
+        ArgumentError: a model that is not known, whose kind or inputs are not said.
+    """
+    accepts = _accepted(model)
+    if inputs is None:
+        made = _made_inputs(model, length)
+        inputs, kind = made.inputs, made.kind if kind is None else kind
+        pad = made.pad
+    else:
+        pad = int(getattr(getattr(model, "config", None), "pad_token_id", None) or 0)
+        kind = _kind_of_model(model) if kind is None else kind
+    given = dict(inputs)
+    tokens = {name: tensor for name, tensor in given.items() if _is_tokens(name, tensor)}
+    floats = tuple(name for name, tensor in given.items() if isinstance(tensor, Tensor) and tensor.is_floating_point())
+    if not tokens and not floats:
+        raise ArgumentError(
+            "inputs",
+            expected="token ids (batch, length) or float tensors (batch, ...)",
+            got=", ".join(given) or "none",
+            do="Give the inputs that the model is called with, by name.",
+        )
+    chosen: Kind = kind or ("encoder" if tokens else "vision")
+    to_right = getattr(getattr(model, "config", None), "model_type", "") in CAUSAL_TEXT
+    causal = True if to_right and causal is None else causal
+    streams = tuple(_stream(name, tensor, chosen, causal, accepts) for name, tensor in tokens.items())
+    return Subject(model, chosen, given, streams, accepts, floats, pad)
+
+
+def _stream(name: str, ids: Tensor, kind: Kind, causal: bool | None, accepts: frozenset[str]) -> Stream:  # noqa: FBT001
+    decodes = kind == "decoder" or (kind == "encoder_decoder" and name.startswith("decoder"))
+    mask = _MASK_OF.get(name)
+    positions = "position_ids" if name == "input_ids" else None
+    return Stream(
+        name=name,
+        length=ids.shape[1],
+        causal=decodes if causal is None else causal,
+        mask=mask if mask in accepts or ("**" in accepts and mask == "attention_mask") else None,
+        positions=positions if positions in accepts else None,
+    )
+
+
+def _is_tokens(name: str, value: object) -> bool:
+    if not isinstance(value, Tensor) or value.dim() != 2 or value.is_floating_point() or value.dtype == torch.bool:
+        return False
+    return not any(word in name for word in ("mask", "position", "token_type", "segment"))
+
+
+def _accepted(model: nn.Module) -> frozenset[str]:
+    found = inspect.signature(model.forward).parameters
+    names = {name for name, entry in found.items() if entry.kind is not inspect.Parameter.VAR_KEYWORD}
+    return frozenset(names | ({"**"} if len(names) < len(found) else set()))
+
+
+# ------------------------------------------------------------------------------- models of transformers
+
+
+def transformers_model(model: object) -> bool:
+    """Whether it is a model of transformers, which is not imported for this."""
+    transformers = sys.modules.get("transformers.modeling_utils")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def kind_of(transformers: Any, model: Any) -> Literal["encoder", "decoder", "encoder_decoder"]:
+    """Which of the three shapes a transformers model has."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder_decoder"
+    if getattr(config, "attn_type", None) == "bi":  # XLNet predicts tokens and looks both ways
+        return "encoder"
+    names = transformers.models.auto.modeling_auto
+    causal = config.model_type in names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    both_ways = config.model_type in names.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return "decoder" if causal and (not both_ways or getattr(config, "is_decoder", False)) else "encoder"
+
+
+def _kind_of_model(model: nn.Module) -> Kind | None:
+    if not transformers_model(model):
+        return None
+    main = getattr(model, "main_input_name", "input_ids")
+    return "vision" if main == "pixel_values" else kind_of(sys.modules["transformers"], model)
+
+
+@dataclass(frozen=True)
+class _MadeInputs:
+    kind: Kind
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    pad: int = 0
+
+
+def _made_inputs(model: nn.Module, length: int) -> _MadeInputs:
+    """Random inputs of a transformers model, from its configuration."""
+    kind = _kind_of_model(model)
+    if kind is None:
+        raise ArgumentError(
+            "inputs",
+            expected="what the model is called with, by name",
+            got="none",
+            do="They can be left out for models of transformers only.",
+        )
+    config: Any = cast("Any", model).config
+    pad = next((int(found) for found in _numbers(config, "pad_token_id")), 0)
+    inputs: dict[str, Any] = {}
+    accepts, generator = _accepted(model), torch.Generator().manual_seed(1)
+    main = getattr(model, "main_input_name", "input_ids")
+    if main == "input_ids" or {"input_ids", "pixel_values"} <= accepts:
+        inputs["input_ids"] = _ids(config, length, generator)
+    if "pixel_values" in accepts:
+        inputs["pixel_values"] = _picture(config, generator)
+    if main == "input_features":
+        inputs["input_features"] = _sound(config, generator)
+    if kind == "encoder_decoder":
+        inputs["decoder_input_ids"] = _ids(config, max(4, length * 2 // 3 + 1), generator)
+    return _MadeInputs(kind, inputs, pad)
+
+
+def _ids(config: Any, length: int, generator: torch.Generator) -> Tensor:
+    """Tokens without those that mean something to the model."""
+    vocabulary = min(_numbers(config, "vocab_size"))
+    special = {int(found) for name in ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start")
+               for found in _numbers(config, f"{name}_token_id")}  # fmt: skip
+    usual = torch.tensor([token for token in range(vocabulary) if token not in special][: 1 << 16])
+    return usual[torch.randint(usual.numel(), (BATCH, length), generator=generator)]
+
+
+def _picture(config: Any, generator: torch.Generator) -> Tensor:
+    size, channels = _numbers(config, "image_size")[0], (_numbers(config, "num_channels") or [3])[0]
+    return torch.randn(BATCH, int(channels), int(size), int(size), generator=generator)
+
+
+def _sound(config: Any, generator: torch.Generator) -> Tensor:
+    return torch.randn(BATCH, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+
+
+def _numbers(config: Any, name: str) -> list[int]:
+    """That entry of a configuration, and of those within it."""
+    found: list[int] = []
+    for part in (config, *(getattr(config, inner, None) for inner in ("text_config", "vision_config"))):
+        value = getattr(part, name, None)
+        entries = cast("list[object]", value) if isinstance(value, (list, tuple)) else [value]
+        found += [entry for entry in entries if isinstance(entry, int)]
+    return found

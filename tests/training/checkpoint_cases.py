@@ -47,7 +47,8 @@ def filled(folder: Path, *steps: int, keep: int = 9) -> Path:
 
 def bits(tensor: Tensor) -> tuple[torch.dtype, tuple[int, ...], list[int]]:
     plain = tensor.detach().resolve_conj().resolve_neg()
-    flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
+    # No clone: torch copies no tensor of a few bits. One number counts as contiguous whatever its stride.
+    flat = plain.contiguous().as_strided((plain.numel(),), (1,))
     return tensor.dtype, tuple(tensor.shape), flat.view(torch.uint8).tolist()
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from regard.cli import train as command
+from regard.recipes import RECIPES, find_comparison
 from tests.cli.test_app import run
 
 
@@ -39,3 +42,18 @@ def test_numbers_within_a_report_are_shown_by_their_way_there(capsys, tmp_path):
         "      test  scores, all, sentences: 3",
         str(tmp_path),
     ]
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES])
+def test_every_recipe_is_compared_by_its_own_module(capsys, monkeypatch, tmp_path, name):
+    def compare(config, folder, **_):
+        assert config.steps == 3
+        folder.mkdir()
+        (folder / "comparison.md").write_text("a table\n")
+        (folder / "comparison.json").write_text('{"variants": 2}')
+        return folder / "comparison.md"
+
+    monkeypatch.setattr(find_comparison(name), "compare", compare)
+    assert run("train", name, "--compare", "--set", "steps=3", "--out", str(tmp_path / "here"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"recipe": name, "finished": True, "page": str(tmp_path / "here" / "comparison.md"), "variants": 2}

@@ -64,9 +64,7 @@ def train(
             return OK
         folder = out or OUT / (f"{name}-comparison" if compare else name)
         report = (
-            _compared(name, recipe, config, folder, download)
-            if compare
-            else _trained(name, recipe, config, folder, download)
+            _compared(name, config, folder, download) if compare else _trained(name, recipe, config, folder, download)
         )
         _show(report, folder, json_output=json_output)
     except RegardError as error:
@@ -144,11 +142,10 @@ def _trained(name: str, recipe: Any, config: TrainingConfig, folder: Path, downl
     return report
 
 
-def _compared(name: str, recipe: Any, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
-    from importlib import import_module
+def _compared(name: str, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
+    from regard.recipes import find_comparison
 
-    compare = import_module(recipe.__name__.replace(".recipe", ".compare")).compare
-    page: Path | None = compare(config, folder, download=download, say=_teller(), watched=True)
+    page: Path | None = find_comparison(name).compare(config, folder, download=download, say=_teller(), watched=True)
     if page is None:
         return {"recipe": name, "finished": False}
     facts: dict[str, Any] = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))

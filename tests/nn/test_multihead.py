@@ -280,7 +280,7 @@ def test_a_tensor_mask_joins_causal():
         module(x, mask=real)
 
 
-def test_dropout_only_in_training_and_from_torchs_generator():
+def test_f40_dropout_only_in_training_and_from_torchs_generator():
     module, x = MultiHeadAttention(24, 4, dropout_p=0.5), drawn(2, 7, 24)
     torch.manual_seed(5)
     first, second = module(x), module(x)
@@ -309,6 +309,8 @@ def test_weights_begin_xavier_uniform():
     [
         ({"num_heads": 5}, r"num_heads: expected a divisor of embed_dim 24, got 5"),
         ({"num_heads": 0}, r"num_heads: expected a whole number of at least 1"),
+        ({"num_heads": -4}, r"num_heads: expected a whole number of at least 1"),
+        ({"embed_dim": 0}, r"embed_dim: expected a whole number of at least 1"),
         ({"kv_heads": 3}, r"kv_heads: expected a divisor of num_heads 4, got 3"),
         ({"head_dim": 0}, r"head_dim: expected a whole number of at least 1"),
         ({"dropout_p": 1.5}, r"dropout_p: expected a probability"),
@@ -326,7 +328,7 @@ def test_weights_begin_xavier_uniform():
     ],
     ids=str,
 )
-def test_bad_options_are_refused(options, message):
+def test_f12_bad_options_are_refused(options, message):
     with pytest.raises((regard.ArgumentError, regard.ShapeError), match=message):
         MultiHeadAttention(**{"embed_dim": 24, "num_heads": 4, **options})
 

@@ -242,7 +242,7 @@ def test_a_text_without_a_real_token_gives_the_projection_of_nothing(causal):
     assert torch.autograd.grad(found.sum(), x)[0].isfinite().all()
 
 
-def test_what_it_cannot_do_is_refused_by_name():
+def test_f61_what_it_cannot_do_is_refused_by_name():
     x = torch.randn(1, 3, WIDTH)
     with pytest.raises(regard.UnsupportedError, match="PerformerAttention: it honours padding, and no other mask"):
         PerformerAttention(WIDTH, HEADS)(x, mask=SlidingWindow(1))

@@ -184,6 +184,36 @@ def test_a_wrong_lse_is_refused_in_words() -> None:
         regard.weights(query, key, lse=torch.zeros(2, 4, 13))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_f68_a_right_lse_gives_the_weights_and_one_in_base_2_is_refused(name: str, dtype: torch.dtype) -> None:
+    query, key, value = states(dtype, kv_heads=KV_HEADS)
+    options = OPTIONS[name]()
+    _, lse = regard.attention(query, key, value, **options, enable_gqa=True, return_lse=True, backend="native")
+    close = {"rtol": 0, "atol": 0.02 if dtype == torch.bfloat16 else 1e-5}
+    torch.testing.assert_close(
+        regard.weights(query, key, **options, lse=lse), regard.weights(query, key, **options), **close
+    )
+    with pytest.raises(
+        regard.ArgumentError,
+        match=r"lse: expected .* for query \d+ of sample \d, head \d: the natural "
+        r"logarithm of its sum, got .* one in base 2 times 0\.6931 is one",
+    ):
+        regard.weights(query, key, **options, lse=lse / math.log(2))
+
+
+def test_f68_an_lse_of_other_keys_or_of_none_is_refused() -> None:
+    query, key, _ = states(torch.float32)
+    _, causal = regard.attention(query, key, key, mask=Causal("bottom_right"), return_lse=True)
+    assert regard.weights(query, key, mask=Causal("bottom_right"), lse=causal).sum(-1).sub(1).abs().max() < 1e-5
+    with pytest.raises(regard.ArgumentError, match="lse: expected"):
+        regard.weights(query, key, lse=causal)
+    with pytest.raises(regard.ArgumentError, match="got -inf"):
+        regard.weights(query, key, lse=torch.full_like(causal, -math.inf))
+    nothing = torch.zeros(Q_LEN, KV_LEN, dtype=torch.bool)
+    assert regard.weights(query, key, mask=nothing, lse=torch.full_like(causal, -math.inf)).eq(0).all()
+
+
 def test_wrong_tensors_are_refused_before_anything_runs() -> None:
     query, key, _ = states(torch.float32)
     with pytest.raises(regard.ShapeError):

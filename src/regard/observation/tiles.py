@@ -23,6 +23,10 @@ from regard.masks import Mask
 from regard.positions import Position
 from regard.positions._pairs import content_of_pairs, distances_of_pairs
 
+FULL_STEP, HALF_STEP = 1e-3, 2.0**-6
+"""How far a given lse may be from the one found, relative to its size where that is above 1: in float32, and where
+scores were rounded to half precision."""
+
 Selection = int | slice | Sequence[int] | Tensor | None
 """Which heads, queries or keys: all (None), one, a slice, or a list; negative numbers count from the end."""
 
@@ -60,7 +64,7 @@ def weights(
         softcap: see mask.
         sink: see mask.
         lse: (batch, heads, q_len), as `regard.attention(..., return_lse=True)` gives it; found from the
-            keys when left out.
+            keys when left out. Two of the chosen rows are compared with what the keys give (FAULTS F68).
         heads: which query heads; all when left out.
         rows: which queries.
         cols: which keys.
@@ -86,7 +90,9 @@ def weights(
     with without_autocast(query.device):
         if lse is None:
             return weights_of(problem, chosen_heads, chosen_rows, chosen_cols)
-        normaliser = _from_lse(_check_lse(lse, problem)[:, chosen_heads][:, :, chosen_rows])
+        chosen_lse = _check_lse_shape(lse, problem)[:, chosen_heads][:, :, chosen_rows]
+        _check_lse_values(chosen_lse, problem, chosen_heads, chosen_rows)
+        normaliser = _from_lse(chosen_lse)
         return weight_tile(problem, chosen_heads, chosen_rows, chosen_cols, normaliser)
 
 
@@ -300,7 +306,7 @@ def _from_lse(lse: Tensor) -> Normaliser:
     return Normaliser(lse.masked_fill(lse == math.inf, math.nan), torch.zeros_like(lse))
 
 
-def _check_lse(lse: Tensor, problem: Problem) -> Tensor:
+def _check_lse_shape(lse: Tensor, problem: Problem) -> Tensor:
     want = (problem.sizes.batch, problem.sizes.heads, problem.sizes.q_len)
     if tuple(lse.shape) != want:
         raise ShapeError(
@@ -310,3 +316,27 @@ def _check_lse(lse: Tensor, problem: Problem) -> Tensor:
             do="Take it from regard.attention(..., return_lse=True), or leave it out.",
         )
     return lse
+
+
+def _check_lse_values(lse: Tensor, problem: Problem, heads: Tensor, rows: Tensor) -> None:
+    """The first and the last chosen row, from the keys: an lse in base 2, or of another mask, makes wrong weights."""
+    if 0 in (*lse.shape, problem.sizes.kv_len):
+        return
+    ends = torch.tensor([0, rows.numel() - 1], device=rows.device)
+    with torch.no_grad():
+        found = row_normaliser(problem, heads, rows[ends]).lse
+        given = lse[:, :, ends].to(found.dtype)
+        step = HALF_STEP if problem.query.dtype in (torch.float16, torch.bfloat16) else FULL_STEP
+        away = (given - found).abs() > step * found.abs().clamp_min(1.0)
+        # inf - inf is NaN, which is not away; one infinity alone is. What is NaN by itself is none of ours.
+        wrong = (away | (given.isfinite() != found.isfinite())) & ~found.isnan()
+    if not bool(wrong.any()):
+        return
+    sample, head, end = (int(place) for place in wrong.nonzero()[0])
+    raise ArgumentError(
+        "lse",
+        expected=f"{float(found[sample, head, end]):.5g} for query {int(rows[ends[end]])} of sample {sample}, head "
+        f"{int(heads[head])}: the natural logarithm of its sum",
+        got=f"{float(given[sample, head, end]):.5g}",
+        do="Take it from regard.attention(..., return_lse=True) with these options; one in base 2 times 0.6931 is one.",
+    )

@@ -194,7 +194,7 @@ class Counted:
 def kernels() -> str:
     """What torch's dispatcher holds for the operators that are replaced."""
     fused = "_scaled_dot_product_flash_attention_for_cpu"
-    names = ("scaled_dot_product_attention", fused, f"{fused}_backward")
+    names = ("scaled_dot_product_attention", fused, f"{fused}_backward", "_native_multi_head_attention")
     return "\n".join(torch._C._dispatch_dump(f"aten::{name}") for name in names)
 
 

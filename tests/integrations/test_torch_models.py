@@ -51,7 +51,7 @@ def test_multihead_attention(training, need_weights):
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_encoder_in_eval_leaves_its_fast_path_and_gets_it_back(gradient):
+def test_encoder_in_eval_in_its_fast_path_and_beside_it(gradient):
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
     states = torch.randn(2, 7, 16)

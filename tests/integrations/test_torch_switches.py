@@ -145,27 +145,6 @@ def test_what_torchs_list_restores_is_its_own_opening():
     assert torch_attention.current_flash_attention_impl() is None
 
 
-# ----------------------------------------------------------------------------------------- the fast path
-
-
-@pytest.mark.parametrize("chosen", [False, True])
-def test_a_fast_path_that_was_set_meanwhile_stays_as_it_was_set(chosen):
-    try:
-        with regard.activate():
-            torch.backends.mha.set_fastpath_enabled(chosen)
-        assert torch.backends.mha.get_fastpath_enabled() is chosen
-    finally:
-        torch.backends.mha.set_fastpath_enabled(True)
-
-
-def test_a_fast_path_that_was_set_and_put_back_is_restored():
-    with regard.activate():
-        seen = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(True)
-        torch.backends.mha.set_fastpath_enabled(seen)
-    assert torch.backends.mha.get_fastpath_enabled() is True
-
-
 # ------------------------------------------------------------------------------- the tag of torch's caches
 
 

@@ -6,7 +6,7 @@ import json
 
 from tests.others.compare import main
 
-SAMPLE = '''
+SAMPLE = """
 import os
 import pathlib
 import pytest
@@ -45,7 +45,7 @@ def test_who_computes():
     from regard.integrations.torch_sdpa import is_active
 
     assert is_active() == (os.environ["WITH_REGARD"] == "active")
-'''
+"""
 
 
 def test_it_tells_whose_failure_it_is(tmp_path, capsys):

@@ -6,8 +6,8 @@ call, so that dropout, a learnable bias and a value of another width no longer l
 Destroying the registration restores torch exactly. What the core does not serve (other devices, nested tensors, sizes
 that torch broadcasts, torch.func) goes on to torch as before.
 
-The inference fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer calls neither; it is switched off while
-regard is active, and back to what it was afterwards.
+The inference fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer calls neither; its own operator is
+replaced by one that does (`_torch_multihead.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import threading
 import warnings
 from contextlib import ExitStack
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from torch.nn import attention as torch_attention
 
 from regard._errors import NativeError
 from regard.backends import _library, sdpa
+from regard.integrations import _torch_multihead as multihead
 from regard.integrations import _torch_sdpa_calls as calls
 from regard.integrations._torch_cache_tag import CacheTag
 from regard.integrations._torch_kernels import FUSED, FusedKernels
@@ -83,8 +83,8 @@ def activate() -> Activation:
       one.
     - A call with a mask or a dropout keeps its output for backward, as torch's fused kernel does and its formula does
       not: an output that is written to in place raises there.
-    - nn.TransformerEncoder in eval mode gives numbers at padded positions, as it does in training, where torch's fast
-      path, which is off, gives zeros. No other position depends on them.
+    - In the fast path of nn.MultiheadAttention and nn.TransformerEncoderLayer a token that may attend to nothing gets
+      the projection of 0, where torch has NaN.
     - `backend="sdpa"` of `regard.attention` is refused on CPU, since torch's own attention is not there to be run.
     - A graph that torch.compile made with a mask or a dropout stays on the core afterwards, until torch compiles again.
       In torch's caches such code has a tag of its own, so that no other process is handed it.
@@ -146,9 +146,10 @@ def _replace_torchs() -> ExitStack:
             undo.callback(library._destroy)  # noqa: SLF001 - what torch's own implementations do
             for key in ("CPU", "AutogradCPU"):
                 library.impl("scaled_dot_product_attention", calls.attention, key, allow_override=True)
+            for key in multihead.KEYS:
+                library.impl(multihead.NAME, multihead.multi_head_attention, key, allow_override=True)
             undo.callback(FusedKernels().remove)
         undo.callback(CacheTag().remove)
-        undo.callback(_without_fast_path())
         sdpa.set_replaced(replaced=True)
         undo.callback(sdpa.set_replaced, replaced=False)
         _forget_what_was_resolved()
@@ -157,20 +158,6 @@ def _replace_torchs() -> ExitStack:
 
 def _forget_what_was_resolved() -> None:
     """torch's Python side remembers which kernel it found for a key, and is not told when that changes."""
-    for name in ("scaled_dot_product_attention", FUSED, f"{FUSED}_backward"):
+    for name in ("scaled_dot_product_attention", FUSED, f"{FUSED}_backward", multihead.NAME):
         operator: Any = getattr(torch.ops.aten, name).default
         operator._dispatch_cache.clear()  # noqa: SLF001 - torch has no public way
-
-
-_OFF: Any = 0  # as good as False, and not what anybody else writes
-
-
-def _without_fast_path() -> Any:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(_OFF)
-    return partial(_restore_fast_path, before)
-
-
-def _restore_fast_path(before: bool) -> None:
-    if torch.backends.mha.get_fastpath_enabled() is _OFF:  # or somebody has decided since
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -13,7 +13,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 CORE := CMakeLists.txt $(filter-out csrc/test_%,$(wildcard csrc/*))
 
-.PHONY: xray test lint check format clean isa-test native-test native-test-arm bench
+.PHONY: xray test lint check format clean isa-test native-test native-test-arm mutants bench
 
 xray: $(VENV)/.installed
 	$(BIN)/regard xray --out out/xray --at-length 8192
@@ -43,6 +43,16 @@ CONFORMANCE := tests/backends tests/test_dropout.py tests/test_faults*.py tests/
 isa-test: $(VENV)/.installed-dev
 	@set -e; for isa in $$($(BIN)/python -c "from regard.backends._library import available_isas as a; print(*a()[1:])"); do \
 		echo "$$isa:"; REGARD_ISA=$$isa $(BIN)/python -m pytest $(CONFORMANCE) -k native; done
+
+# Small changes to masks, softmax and dispatch, one at a time: each has to be seen by a test. Takes hours. Its installation
+# is not the editable one, whose import hook would find the unchanged files first.
+mutants:
+	test -x .cache/mutants/bin/python || $(PYTHON) -m venv .cache/mutants
+	PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt .cache/mutants/bin/python -m pip \
+		--disable-pip-version-check install --quiet -c constraints.txt '.[all,dev]' mutmut
+	mkdir -p src/regard/_native
+	cp .cache/mutants/lib/python3*/site-packages/regard/_native/libregard.so src/regard/_native/
+	.cache/mutants/bin/mutmut run; .cache/mutants/bin/mutmut results
 
 native-test-arm:
 	tests/native/run_kernels arm

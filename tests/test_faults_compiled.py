@@ -22,7 +22,7 @@ from regard.trust.plain import plain_attention
 from tests import oracles
 from tests.judging import BATCH, HEADS, WIDTH, made
 from tests.oracles import Case
-from tests.test_faults import ABSENT, faults_with_tests
+from tests.test_faults import ABSENT, faults_asked_of_backends
 
 NAN, INFINITY = math.nan, math.inf
 EMPTY_ROW = Dense(torch.tensor([[True, False, True], [False, False, False], [True, True, False]]))
@@ -123,5 +123,5 @@ def test_every_fault_is_compiled_or_says_why_not():
         if "assert_error" in text
         for fault in re.findall(r"_(f\d\d)(?=_|$)", name)
     }
-    assert faults_with_tests() - set(COMPILED) - errors - set(ELSEWHERE) == set()
+    assert faults_asked_of_backends() - set(COMPILED) - errors - set(ELSEWHERE) == set()
     assert set(COMPILED) & (set(ELSEWHERE) | set(ABSENT)) == set()

@@ -71,6 +71,15 @@ def test_a_text_of_nothing_but_padding_gets_the_projection_of_nothing(need_weigh
     assert weights is None or weights[1].eq(0).all()
 
 
+@pytest.mark.parametrize("sizes", [(0, 5), (2, 0), (0, 0)], ids=str)
+def test_nothing_gives_nothing(sizes):
+    module, states = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).eval(), torch.randn(*sizes, WIDTH)
+    expected, _ = module(states, states, states, need_weights=False)
+    with regard.activate():
+        found, _ = module(states, states, states, need_weights=False)
+    assert found.shape == expected.shape == states.shape
+
+
 def ragged(*lengths, dtype=torch.float32):
     return torch.nested.nested_tensor([torch.randn(length, WIDTH, dtype=dtype) for length in lengths])
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 PLUGIN = Path(__file__).parent / "plugin"
-BAD = ("failed", "error")
+BAD, FINE = ("failed", "error"), ("passed", "skipped")
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ def _read(written: Path) -> dict[str, str]:
     return found
 
 
-def node_of(name: str, folder: Path) -> str:
-    """What pytest calls a test, from what its report calls it: package.module.Class::test[parameters]."""
+def node_of(name: str, folder: Path) -> str | None:
+    """What pytest calls a test, from what its report calls it: package.module.Class::test[parameters]; None: none."""
     before, _, test = name.partition("::")
     parts = before.split(".")
-    for count in range(len(parts), 0, -1):
+    for count in range(len(parts), 0, -1) if before else ():
         path = Path(*parts[:count]).with_suffix(".py")
         if (folder / path).is_file():
             return "::".join([str(path), *parts[count:], test])
-    raise ValueError(f"no file of {name} in {folder}")
+    return None
 
 
 def compare(runner: Runner, arguments: list[str], *, again: int, planted: bool) -> dict[str, object]:
@@ -74,11 +74,15 @@ def compare(runner: Runner, arguments: list[str], *, again: int, planted: bool) 
     ours: list[str] = []
     by_chance: list[str] = []
     for name in suspects:
-        alone = [node_of(name, runner.folder)]
+        node = node_of(name, runner.folder)
+        if node is None:  # a file that could not even be imported
+            ours.append(name)
+            continue
+        alone = [node]
         repeats = {
             who: [runner.outcomes(who, alone).get(name, "absent") for _ in range(again)] for who in ("no", "active")
         }
-        always_fine = all(outcome not in BAD for outcome in repeats["active"])
+        always_fine = all(outcome in FINE for outcome in repeats["active"])
         (by_chance if always_fine or any(outcome in BAD for outcome in repeats["no"]) else ours).append(name)
     result: dict[str, object] = {
         "plain": _counts(plain),

@@ -41,6 +41,11 @@ def test_by_chance():
         raise ValueError
 
 
+@pytest.mark.parametrize("name", ["there"] if os.environ["WITH_REGARD"] != "active" else ["elsewhere"])
+def test_that_vanishes(name):
+    pass
+
+
 def test_who_computes():
     from regard.integrations.torch_sdpa import is_active
 
@@ -56,9 +61,12 @@ def test_it_tells_whose_failure_it_is(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(told.read_text())
     assert found == {
-        "plain": {"passed": 5, "skipped": 0, "failed": 2, "error": 0},
-        "active": {"passed": 4, "skipped": 0, "failed": 3, "error": 0},
-        "fails with regard alone": ["test_sample.TestAttention::test_of_one"],
+        "plain": {"passed": 6, "skipped": 0, "failed": 2, "error": 0},
+        "active": {"passed": 5, "skipped": 0, "failed": 3, "error": 0},
+        "fails with regard alone": [
+            "test_sample.TestAttention::test_of_one",
+            "test_sample::test_that_vanishes[there]",
+        ],
         "fails by chance": ["test_sample::test_by_chance"],
         "fails with plain torch alone": ["test_sample::test_of_torch"],
         "fails in both": ["test_sample::test_of_both"],

@@ -9,14 +9,22 @@ from importlib import import_module
 from pathlib import Path
 
 FACTORY = re.compile(r"[\w.]+:\w+")
+ATTENTION = ("native", "sdpa", "flex", "eager", "auto", "torch")
+"""Names of attention that a folder may have, too."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def names_model(target: str) -> bool:
     """Whether it is a folder, a hub name or a factory, and no attention: a factory takes nothing."""
+    if target in ATTENTION:
+        return False
     if FACTORY.fullmatch(target):
         return _takes_nothing(target)
-    return Path(target).is_dir() or HUB_NAME.fullmatch(target) is not None
+    try:
+        is_folder = Path(target).is_dir()
+    except OSError:  # no path at all
+        return False
+    return is_folder or HUB_NAME.fullmatch(target) is not None
 
 
 def audit_named_model(target: str, *, strict: bool, json_output: bool) -> int:
@@ -36,11 +44,14 @@ def _takes_nothing(reference: str) -> bool:
     module, _, name = reference.partition(":")
     sys.path.insert(0, "")
     try:
-        wanted = inspect.signature(getattr(import_module(module), name)).parameters.values()
-    except (ImportError, AttributeError, TypeError, ValueError):
+        found = getattr(import_module(module), name)
+        wanted = inspect.signature(getattr(found, "forward", found)).parameters.values()
+    except Exception:  # whatever a module of somebody's raises
         return False
     finally:
         if "" in sys.path:
             sys.path.remove("")
-    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return all(entry.default is not inspect.Parameter.empty or entry.kind in optional for entry in wanted)
+    anything = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if wanted and all(entry.kind in anything for entry in wanted):  # a function in the place of another
+        return False
+    return all(entry.default is not inspect.Parameter.empty or entry.kind in anything for entry in wanted)

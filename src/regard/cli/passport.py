@@ -155,11 +155,15 @@ def _guarded(name: str, run: Callable[[], int]) -> int:
     from regard._errors import RegardError
     from regard.cli._app import WRONG_USAGE, complain
 
+    sys.path.insert(0, "")  # module:function is looked for where the user stands, as `python -m` would
     try:
         return run()
     except RegardError as error:
         complain(f"regard passport {name}", str(error))
         return WRONG_USAGE
+    finally:
+        if "" in sys.path:
+            sys.path.remove("")
 
 
 def _check_one(text: str | None, pair: tuple[str, str] | None) -> None:

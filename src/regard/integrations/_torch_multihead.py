@@ -35,6 +35,8 @@ def multi_head_attention(
     mask_type: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A kernel for `aten::_native_multi_head_attention`: (batch, length, embed_dim) in and out, and the weights."""
+    if not query.is_nested and query.numel() == 0:
+        return query.new_empty(query.shape), None
     if query.is_nested:
         return _nested(
             query,

@@ -43,15 +43,26 @@ def same_random_numbers() -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, Any, Any]:
     """A test that ends with another attention than it began with would say nothing of those after it."""
-    result = yield
-    if WHO == "active":
-        from regard import activate
-        from regard.integrations.torch_sdpa import is_active
-
-        if not is_active():
-            _kept.append(activate())
-            pytest.fail("regard was active before this test and is not after it", pytrace=False)
+    try:
+        result = yield
+    finally:
+        left_active = _is_active_again()
+    if not left_active:
+        pytest.fail("regard was active before this test and is not after it", pytrace=False)
     return result
+
+
+def _is_active_again() -> bool:
+    """Whether it was as it should be; afterwards it is."""
+    if WHO != "active":
+        return True
+    from regard import activate
+    from regard.integrations.torch_sdpa import is_active
+
+    if is_active():
+        return True
+    _kept.append(activate())
+    return False
 
 
 def _wrong(

@@ -127,6 +127,18 @@ READ_LATER: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda m: m["calls"][0]["options"]["mask"].update(kind="exec"),
         "the attention call 'blocks.0.attention' is not readable (a name of regard.masks, found 'exec').",
     ),
+    "an option of no kind": (
+        lambda m: m["calls"][0]["options"].update(softcup=3),
+        "the attention call 'blocks.0.attention' is not readable (no option is called 'softcup').",
+    ),
+    "a truth of no name": (
+        lambda m: m["calls"][0]["truth"].update(beauty=m["calls"][0]["truth"]["output"]),
+        "is not readable ('beauty' of (",
+    ),
+    "a truth of other sizes": (
+        lambda m: m["calls"][0]["truth"].update(output=item(m)["truth"]),
+        "is not readable ('output' of (",
+    ),
     "a mask that takes no such argument": (
         lambda m: m["calls"][0]["options"]["mask"].update(arguments={"path": "x"}),
         "the attention call 'blocks.0.attention' is not readable (",

@@ -86,12 +86,43 @@ def test_what_a_target_does_not_offer_is_refused_and_does_not_pass(windowed: Pat
         replay(windowed, backend=3)
 
 
-def test_an_error_that_is_no_refusal_is_not_hidden(windowed: Path) -> None:
+def test_an_error_that_is_no_refusal_is_a_difference(windowed: Path) -> None:
     def broken(query: Tensor, key: Tensor, value: Tensor, *, mask: Any, bias: Tensor) -> Tensor:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("twice")
 
-    with pytest.raises(ZeroDivisionError):
-        replay(windowed, backend=broken)
+    found = replay(windowed, backend=broken)
+    assert not found.passed
+    assert [(row.state, row.note) for row in found.rows] == [("differs", "ZeroDivisionError: twice")]
+
+
+def test_who_gives_no_gradient_is_judged_by_its_output_and_told(windowed: Path) -> None:
+    def detached(query: Tensor, key: Tensor, value: Tensor, *, mask: Any, bias: Tensor) -> Tensor:
+        return regard.attention(query, key, value, mask=mask, bias=bias).detach()
+
+    found = replay(windowed, backend=detached)
+    told = {row.part: (row.state, row.note) for row in found.rows}
+    assert told["gradients"] == ("refused", "what it gives has no gradient")
+    assert told["output"][0] == "passed"
+
+
+def test_without_recorded_gradients_none_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "forward.passport"
+    states = torch.randn(1, 2, 5, 8)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+    record(attend, [states] * 3, path, gradients=False)
+    for backend in ("flex", "native", lambda query, key, value: regard.attention(query, key, value).detach()):
+        found = replay(path, backend=backend)
+        assert found.passed, str(found)
+        assert [row.part for row in found.rows] == ["output"]
+
+
+def test_a_device_that_is_not_here(windowed: Path) -> None:
+    for name in ("foo", "cuda:99"):
+        with pytest.raises(ArgumentError, match=rf"device: expected one that is here, got '{name}'"):
+            replay(windowed, device=name)
 
 
 POSITIONS = {

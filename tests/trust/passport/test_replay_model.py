@@ -218,3 +218,27 @@ def test_the_report_is_for_people(recorded: Path) -> None:
     assert text.startswith(f"passed: {recorded}, Decoder")
     assert "errors of plain torch in float32" in text
     assert "output logits from end to end: error " in text
+
+
+class Turned(nn.Module):
+    """Rotations as complex numbers, as Llama's own code has them."""
+
+    def __init__(self, *, saved: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        turns = torch.polar(torch.ones(6, 4), torch.arange(24.0).reshape(6, 4) * 0.1)
+        self.register_buffer("turns", turns, persistent=saved)
+
+    def forward(self, states: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(self.linear(states).unflatten(-1, (4, 2)))
+        return torch.view_as_real(pairs * self.turns).flatten(-2)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_complex_numbers_stay_complex(tmp_path: Path, saved: bool) -> None:
+    model = Turned(saved=saved)
+    path = tmp_path / "turned.passport"
+    record(model, torch.randn(2, 6, 8), path)
+    assert replay(path, model).passed
+    model.turns = torch.ones_like(model.turns)
+    assert not replay(path, model).passed

@@ -70,7 +70,7 @@ def _before(subject: Subject, stream: Stream, start: int) -> Places:
     before = (torch.arange(stream.length) < start).expand(subject.batch, -1)
 
     def places(tensor: Tensor) -> Tensor | None:
-        is_tokens = tensor.dim() >= 3 and tensor.shape[:2] == before.shape
+        is_tokens = tensor.dim() >= 2 and tensor.shape[:2] == before.shape
         return before.to(tensor.device) if is_tokens else None
 
     return places
@@ -102,15 +102,20 @@ def _others(subject: Subject) -> Places:
 def _padded(stream: Stream, side: str, *, gradients: bool, seed: int) -> Callable[[Subject], Reached]:
     def ask(subject: Subject) -> Reached:
         ids: Tensor = subject.inputs[stream.name]
+        if ids.shape[0] < 2:
+            raise NotTestedError("the first sample stays whole: it takes two or more")
         real = torch.ones(ids.shape, dtype=torch.bool)
         real[1:, slice(0, PADS) if side == "left" else slice(stream.length - PADS, None)] = False
-        changed: dict[str, Any] = {stream.name: ids.masked_fill(~real, subject.pad), str(stream.mask): real.long()}
+        changed: dict[str, Any] = {
+            stream.name: ids.masked_fill(~real, subject.pad),
+            str(stream.mask): _as_given(real, subject, stream),
+        }
         if stream.positions is not None:  # else those on the left would push the others on
             changed[stream.positions] = (real.long().cumsum(-1) - 1).clamp_min(0)
         others = [other.length for other in subject.streams if other is not stream]
 
         def places(tensor: Tensor) -> Tensor | None:
-            if tensor.dim() >= 3 and tensor.shape[:2] == real.shape:
+            if tensor.dim() >= 2 and tensor.shape[:2] == real.shape:
                 return real.to(tensor.device)
             if tensor.shape[0] != subject.batch:
                 return None
@@ -123,6 +128,12 @@ def _padded(stream: Stream, side: str, *, gradients: bool, seed: int) -> Callabl
         return reached(padded, {stream.name: ~real}, places, gradients=gradients, seed=seed, may_be_lost=True)
 
     return ask
+
+
+def _as_given(real: Tensor, subject: Subject, stream: Stream) -> Tensor:
+    """A mask of the dtype of the one in its place, or of whole numbers where there was none."""
+    given = subject.inputs.get(str(stream.mask))
+    return real.to(given.dtype) if isinstance(given, Tensor) else real.long()
 
 
 # --------------------------------------------------------------------------------------- documents
@@ -144,7 +155,7 @@ def _packed(stream: Stream, *, gradients: bool, seed: int) -> Callable[[Subject]
         sources = (torch.arange(stream.length) < first)[None]
 
         def places(tensor: Tensor) -> Tensor | None:
-            is_tokens = tensor.dim() >= 3 and tensor.shape[:2] == sources.shape
+            is_tokens = tensor.dim() >= 2 and tensor.shape[:2] == sources.shape
             return (~sources).to(tensor.device) if is_tokens else None
 
         return reached(subject.with_inputs(**more), {stream.name: sources}, places, gradients=gradients, seed=seed)

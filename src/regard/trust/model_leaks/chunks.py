@@ -7,11 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.observation import observe
-from regard.trust.model_leaks.reaching import CHANGE, STEPS, NotTestedError
+from regard.trust.model_leaks.reaching import CHANGE, NotTestedError
 from regard.trust.model_leaks.subject import Stream, Subject, named_outputs
+
+STEPS = 4
+"""Rounding steps of the coarsest dtype in the model that a chunk may be away: its sums are taken in another order."""
 
 
 def chunks_differ(subject: Subject, stream: Stream) -> str | None:
@@ -25,7 +28,7 @@ def chunks_differ(subject: Subject, stream: Stream) -> str | None:
         if not whole:
             raise NotTestedError("no output has a place for each of these tokens")
         name, expected = next(iter(whole.items()))
-        limit = 10 * max(CHANGE, STEPS * torch.finfo(expected.dtype).eps)
+        limit = max(10 * CHANGE, STEPS * _widest_step(subject.model, expected))
         size = max(float(expected.abs().max()), 1e-6)
         for (begin, end), found, keys in _in_chunks(subject, stream, name):
             change = float((found.double() - expected[:, begin:end].double()).abs().max()) / size
@@ -43,7 +46,7 @@ def _in_chunks(subject: Subject, stream: Stream, name: str) -> Iterator[tuple[tu
     if subject.kind == "encoder_decoder":
         fixed |= _encoded(subject)
     for begin, end in _borders(stream.length):
-        inputs = {**fixed, stream.name: subject.inputs[stream.name][:, begin:end], "use_cache": True}
+        inputs = {**_cut(fixed, subject, stream, begin, end), "use_cache": True}
         if past is not None:
             inputs["past_key_values"] = past
         with observe(subject.model) as seen:
@@ -56,6 +59,26 @@ def _in_chunks(subject: Subject, stream: Stream, name: str) -> Iterator[tuple[tu
             raise NotTestedError(f"{name} has another length than the chunk")
         keys = {layer.kv_len for layer in seen.layers if layer.q_len == end - begin}
         yield (begin, end), found, keys
+
+
+def _cut(fixed: dict[str, Any], subject: Subject, stream: Stream, begin: int, end: int) -> dict[str, Any]:
+    """What stands for each token, cut alike; a mask of padding reaches over what was read before."""
+    shape = subject.inputs[stream.name].shape
+    found = dict(fixed)
+    for name, given in fixed.items():
+        if isinstance(given, Tensor) and given.shape == shape and (name == stream.name or not _of_other(name, stream)):
+            found[name] = given[:, :end] if name == stream.mask else given[:, begin:end]
+    return found
+
+
+def _of_other(name: str, stream: Stream) -> bool:
+    """Whether an input of the same sizes belongs to the encoder, while the decoder's is cut."""
+    return stream.name.startswith("decoder") and not name.startswith(("decoder", "labels"))
+
+
+def _widest_step(model: nn.Module, output: Tensor) -> float:
+    kinds = {output.dtype, *(each.dtype for each in model.parameters() if each.is_floating_point())}
+    return max(torch.finfo(kind).eps for kind in kinds)
 
 
 def _borders(length: int) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +72,12 @@ def reached(
     Raises:
         NotTestedError: the changed tokens reach nothing at all, or what is judged is not finite.
     """
-    before = _run(subject, sources, _as_they_are)
+    before = _run(subject, sources, _as_they_are, seed)
     if before.met:
-        after = _run(subject, sources, changing(sources, seed))
+        after = _run(subject, sources, changing(sources, seed), seed)
     else:
         others = {name: other_ids(subject.inputs[name], sources[name]) for name in before.tokens}
-        after, gradients = _run(subject.with_inputs(**others), sources, changing(sources, seed)), False
+        after, gradients = _run(subject.with_inputs(**others), sources, changing(sources, seed), seed), False
     limit = max(CHANGE, STEPS * torch.finfo(next(iter(before.outputs.values())).dtype).eps)
     changes = {name: _change(tensor, after.outputs[name], places) for name, tensor in before.outputs.items()}
     judged = {name: change for name, change in changes.items() if change is not None}
@@ -88,6 +88,8 @@ def reached(
     output = max(judged, key=lambda name: judged[name])
     gradient = _gradient(subject, sources, places) if gradients else None
     leaks = judged[output] > limit or (gradient or 0.0) > GRADIENT
+    if leaks and _draws(subject, seed):
+        raise NotTestedError("it draws random numbers: two runs on the same inputs differ")
     return Reached(judged[output], gradient, output, _first(before, after, places, limit) if leaks else "", limit)
 
 
@@ -139,8 +141,9 @@ def _as_they_are(_: str, vectors: Tensor) -> Tensor:
     return vectors
 
 
-def _run(subject: Subject, sources: Mapping[str, Tensor], edit: Edit) -> _Seen:
+def _run(subject: Subject, sources: Mapping[str, Tensor], edit: Edit, seed: int) -> _Seen:
     points: dict[str, Tensor] = {}
+    begin(seed)
 
     def meet(name: str, tensor: Tensor) -> Tensor:
         points[name] = tensor.detach().clone()
@@ -191,6 +194,20 @@ def _moves(before: Tensor, after: Tensor, places: Places, limit: float) -> bool:
     return change is not None and change > limit
 
 
+def begin(seed: int) -> None:
+    """The same random numbers for every run."""
+    cast("Any", torch).manual_seed(seed)
+
+
+def _draws(subject: Subject, seed: int) -> bool:
+    """Whether random numbers decide what the model gives, even in eval mode."""
+    with torch.no_grad():
+        begin(seed)
+        one = subject.outputs()
+        begin(seed + 1)
+        return any(_moved(tensor, one[name]) for name, tensor in subject.outputs().items())
+
+
 def _moved(before: Tensor, after: Tensor) -> bool:
     return not torch.equal(before.nan_to_num(), after.nan_to_num())
 
@@ -211,7 +228,7 @@ def _gradient(subject: Subject, sources: Mapping[str, Tensor], places: Places) -
             if not isinstance(total, Tensor):
                 return None
             found_gradients = torch.autograd.grad(total, [leaf for _, leaf in leaves], allow_unused=True)
-    except (RuntimeError, NotImplementedError):  # a kernel without a backward
+    except Exception:  # a kernel without a backward, a model that refuses gradients
         return None
     largest, here = 0.0, 0.0
     gradients = cast("tuple[Tensor | None, ...]", found_gradients)

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ def subject_of(
     """
     accepts = _accepted(model)
     if inputs is None:
-        made = _made_inputs(model, length)
+        made = _made_or_refused(model, length)
         inputs, kind = made.inputs, made.kind if kind is None else kind
         pad = made.pad
     else:
@@ -111,10 +111,35 @@ def subject_of(
             do="Give the inputs that the model is called with, by name.",
         )
     chosen: Kind = kind or ("encoder" if tokens else "vision")
+    _check_told(chosen, tokens, causal=causal)
     to_right = getattr(getattr(model, "config", None), "model_type", "") in CAUSAL_TEXT
     causal = True if to_right and causal is None else causal
     streams = tuple(_stream(name, tensor, chosen, causal, accepts) for name, tensor in tokens.items())
     return Subject(model, chosen, given, streams, accepts, floats, pad)
+
+
+def _check_told(kind: str, tokens: Mapping[str, Tensor], *, causal: bool | None) -> None:
+    if kind not in get_args(Kind):
+        raise ArgumentError(
+            "kind", expected=f"one of {', '.join(get_args(Kind))}", got=repr(kind), do="Or leave it out."
+        )
+    if not tokens and (causal or kind in ("decoder", "encoder_decoder")):
+        raise ArgumentError(
+            "inputs",
+            expected="token ids (batch, length) of a model that reads from left to right",
+            got="float tensors alone",
+            do="Give ids and the layer that looks them up, or leave out causal and kind.",
+        )
+    given = list(tokens.items())
+    for place, (name, ids) in enumerate(given):
+        for other, others in given[place + 1 :]:
+            if ids.shape == others.shape and torch.equal(ids, others):
+                raise ArgumentError(
+                    "inputs",
+                    expected="different ids in each",
+                    got=f"the same in {name} and {other}",
+                    do="They are told apart by their values: roll one of them.",
+                )
 
 
 def _stream(name: str, ids: Tensor, kind: Kind, causal: bool | None, accepts: frozenset[str]) -> Stream:  # noqa: FBT001
@@ -176,6 +201,18 @@ class _MadeInputs:
     kind: Kind
     inputs: dict[str, Any] = field(default_factory=dict[str, Any])
     pad: int = 0
+
+
+def _made_or_refused(model: nn.Module, length: int) -> _MadeInputs:
+    try:
+        return _made_inputs(model, length)
+    except (ValueError, IndexError, AttributeError, TypeError, RuntimeError) as problem:
+        raise ArgumentError(
+            "inputs",
+            expected="what the model is called with, by name",
+            got=f"none, and its configuration does not say them ({type(problem).__name__})",
+            do="Give inputs=.",
+        ) from problem
 
 
 def _made_inputs(model: nn.Module, length: int) -> _MadeInputs:

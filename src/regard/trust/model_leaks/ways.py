@@ -11,7 +11,7 @@ from torch import nn
 
 from regard._errors import ArgumentError
 from regard.backends import _library
-from regard.integrations.torch_sdpa import activate
+from regard.integrations.torch_sdpa import activate, is_active
 from regard.trust.model_leaks.subject import transformers_model
 
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -33,7 +33,15 @@ def ways_of(model: nn.Module, implementations: Sequence[str] | None, activated: 
     Raises:
         ArgumentError: an implementation is named that the model does not take.
     """
-    on = (False, *([] if _library.why_absent() else [True])) if activated is None else tuple(activated)
+    usual = (True,) if is_active() else (False,) if _library.why_absent() else (False, True)
+    on = usual if activated is None else tuple(activated)
+    if is_active() and not all(on):
+        raise ArgumentError(
+            "activated",
+            expected="(True,) while regard is active",
+            got=repr(on),
+            do="Call regard.deactivate() first: nothing is without regard meanwhile.",
+        )
     names = _implementations(model, implementations)
     return [_way(model, name, active=active) for name in names for active in on]
 
@@ -82,8 +90,8 @@ def _way(model: nn.Module, name: str | None, *, active: bool) -> Way:
 @contextmanager
 def _implemented(model: nn.Module, name: str) -> Generator[None]:
     """A transformers model set to an implementation, and back."""
-    changing, before = cast("Any", model), _current(model)
-    if name == before:
+    changing, before = cast("Any", model), _all_current(model)
+    if set(before.values()) == {name}:
         yield
         return
     changing.set_attn_implementation(name)
@@ -91,6 +99,14 @@ def _implemented(model: nn.Module, name: str) -> Generator[None]:
         yield
     finally:
         changing.set_attn_implementation(before)
+
+
+def _all_current(model: nn.Module) -> dict[str, str]:
+    """Of the model, under "", and of each model within it: as `set_attn_implementation` takes it."""
+    config: Any = cast("Any", model).config
+    inner: list[str] = [part for part in getattr(config, "sub_configs", {}) if getattr(config, part, None) is not None]
+    own = {part: getattr(config, part)._attn_implementation for part in inner}  # noqa: SLF001 - as below
+    return {"": _current(model), **{part: str(name or "eager") for part, name in own.items()}}
 
 
 def _current(model: nn.Module) -> str:

@@ -31,11 +31,23 @@ def question_of(call: Call, passport: Passport) -> Question:
     tensors = passport.tensors
     try:
         options = calls.read_options(call.options, tensors)
-        return Question(tensors[call.query], tensors[call.key], tensors[call.value], options)
+        question = Question(tensors[call.query], tensors[call.key], tensors[call.value], options)
+        _check_truth(call, question, tensors)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, RegardError) as problem:
         raise CheckpointError(
             f"{str(passport.folder)!r}: the attention call {call.name!r} is not readable ({problem})."
         ) from problem
+    return question
+
+
+def _check_truth(call: Call, question: Question, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where what is true is not of this problem."""
+    sizes, learned = question.sizes, calls.learning(question).leaves()
+    shapes = {"output": (sizes.batch, sizes.heads, sizes.q_len, sizes.value_dim)}
+    shapes |= {name: tuple(leaf.shape) for name, leaf in learned.items()}
+    for name, key in (*call.truth.items(), *call.made.items()):
+        if tuple(tensors[key].shape) != shapes.get(name):
+            raise ValueError(f"{name!r} of {tuple(tensors[key].shape)}, expected {shapes.get(name, 'no such name')}")
 
 
 @dataclass(frozen=True)
@@ -59,20 +71,34 @@ class CallReplay:
             exact = calls.truth_of(given)
             true = {name: exact.gradients[name] if name != "output" else exact.output for name in true}
         plain = calls.answered(given, plain_attention(given.query, given.key, given.value, **given.options))
+        judge = _Judge(call, true, plain, made)
+        wants_gradient = set(true) != {"output"}
         try:
-            answer = self._answer(calls.learning(question, dtype))
+            answer = self._answer(calls.learning(question, dtype) if wants_gradient else question.copied(dtype))
         except Exception as problem:
             reason = why_refused(problem, given)
-            if reason is None:
-                raise
-            return [*rows, _refused(call, reason)]
-        judge = _Judge(call, true, plain, made)
+            if reason is None or not wants_gradient:
+                return [*rows, _refused(call, reason) if reason else _raised(call, problem)]
+            return [*rows, *self._without_gradient(question.copied(dtype), judge, reason)]
+        if wants_gradient and not answer.gradients:
+            rows.append(_refused(call, "what it gives has no gradient", side="gradient"))
         return rows + [judge.row(name, answer) for name in true if _given(answer, name)]
 
+    def _without_gradient(self, question: Question, judge: _Judge, reason: str) -> list[Row]:
+        """The output alone, of a target that may refuse only its gradient."""
+        try:
+            answer = self._answer(question)
+        except Exception:
+            return [_refused(judge.call, reason)]
+        return [_refused(judge.call, reason, side="gradient"), judge.row("output", answer)]
+
     def _answer(self, question: Question) -> Answer:
-        """On the device, and back on the CPU."""
+        """On the device, and back on the CPU; no gradients where none are asked for, or none are given."""
         there = _on(question, self.device)
-        answer = calls.answered(there, self.target.call(there))
+        output = self.target.call(there)
+        if not output.requires_grad or not there.query.requires_grad:
+            return Answer(output.detach().cpu(), {})
+        answer = calls.answered(there, output)
         return Answer(answer.output.cpu(), {name: tensor.cpu() for name, tensor in answer.gradients.items()})
 
 
@@ -135,9 +161,16 @@ def _reference_rows(call: Call, recorded: Mapping[str, Tensor], here: Answer) ->
     return rows
 
 
-def _refused(call: Call, reason: str) -> Row:
+def _refused(call: Call, reason: str, side: Side = "forward") -> Row:
     none = float("nan")
-    return Row("attention", call.name, "output", "forward", "refused", none, none, none, note=reason)
+    part = "output" if side == "forward" else "gradients"
+    return Row("attention", call.name, part, side, "refused", none, none, none, note=reason)
+
+
+def _raised(call: Call, problem: Exception) -> Row:
+    none = float("nan")
+    told = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+    return Row("attention", call.name, "output", "forward", "differs", none, none, none, note=told)
 
 
 def _part(answer: Answer, name: str) -> Tensor:

@@ -28,7 +28,7 @@ from regard.trust.passport.written import (
     write_mask,
     write_position,
 )
-from regard.trust.question import Question
+from regard.trust.question import OPTIONS, Question
 
 FEWEST_ROWS = 16
 """A call of which not so many queries fit is left out."""
@@ -155,6 +155,8 @@ def write_options(question: Question, keep: Keep) -> dict[str, Any]:
 def read_options(written: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The options again. Raises ValueError, KeyError, TypeError or RuntimeError for what are none."""
     options: dict[str, Any] = dict(written)
+    if unknown := sorted(options.keys() - set(OPTIONS)):
+        raise ValueError(f"no option is called {unknown[0]!r}")
     if "mask" in options:
         options["mask"] = read_mask(options["mask"], tensors)
     if "position" in options:

@@ -120,10 +120,21 @@ def copied(model: nn.Module, dtype: torch.dtype, device: torch.device | str = "c
         reason = f"the model cannot be copied ({type(problem).__name__}: {problem})"
         raise UnsupportedError({"passport": reason}, do="Record one of its modules, or a callable.") from problem
     kept = [] if dtype == torch.float64 else list(_derived_buffers(other))
-    other.to(device=device, dtype=dtype)
+    _cast(other, dtype, device)
     for module, name, buffer in kept:
         setattr(module, name, buffer.to(device))  # .to() casts all of them alike
     return other.eval()
+
+
+def _cast(model: nn.Module, dtype: torch.dtype, device: torch.device | str) -> None:
+    """As .to() does, but complex numbers (rotations) stay complex, which .to() would cut to their real part."""
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def cast_tensor(tensor: Tensor) -> Tensor:
+        wanted = dtype if tensor.is_floating_point() else complex_dtype if tensor.is_complex() else tensor.dtype
+        return tensor.to(device=device, dtype=wanted)
+
+    cast("Any", model)._apply(cast_tensor)  # noqa: SLF001 - what .to() itself calls
 
 
 def _derived_buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:

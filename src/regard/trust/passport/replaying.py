@@ -53,7 +53,7 @@ def replay(
     """
     passport = read(Path(path))
     wanted = None if dtype is None else dtype_of(dtype if isinstance(dtype, str) else name_of(dtype))
-    place = None if device is None else torch.device(device)
+    place = None if device is None else _device(device)
     if model is None and not passport.contents.calls:
         raise ArgumentError(
             "model", expected="the model", got="None", do="This passport has no attention calls to replay without it."
@@ -75,6 +75,20 @@ def replay(
         why=tuple(found.why),
         notes=tuple(found.notes),
     )
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as problem:
+        raise ArgumentError(
+            "device",
+            expected="one that is here",
+            got=repr(str(name)),
+            do=f"torch says: {str(problem).split(chr(10))[0]}.",
+        ) from problem
+    return place
 
 
 def _call_rows(

@@ -132,6 +132,16 @@ WRONG = {
 }
 
 
+def test_a_module_that_breaks_is_told_as_that(tmp_path, monkeypatch):
+    (tmp_path / "breaks_in_reading.py").write_text("def (:\n")
+    (tmp_path / "breaks_in_running.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ArgumentError, match=r"It cannot be imported: SyntaxError: invalid syntax \(.*line 1\)\."):
+        as_target("breaks_in_reading:f")
+    with pytest.raises(ArgumentError, match=r"It cannot be imported: ZeroDivisionError: division by zero\."):
+        as_target("breaks_in_running:f")
+
+
 @pytest.mark.parametrize("target", WRONG)
 def test_what_is_no_target(target):
     with pytest.raises(ArgumentError) as caught:

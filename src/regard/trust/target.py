@@ -191,12 +191,13 @@ def _imported(name: str) -> object:
         found: object = import_module(module_name)
         for part in path.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except Exception as problem:  # whatever a module does while it is imported
+        told = problem if isinstance(problem, (ImportError, AttributeError)) else f"{type(problem).__name__}: {problem}"
         raise ArgumentError(
             "target",
             expected=f"one of {', '.join((*BACKEND_NAMES, 'torch'))}, or module:function",
             got=repr(name),
-            do=f"It cannot be imported: {problem}.",
+            do=f"It cannot be imported: {told}.",
         ) from problem
     return found
 

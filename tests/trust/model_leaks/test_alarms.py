@@ -92,6 +92,12 @@ def test_what_cannot_be_asked_is_said() -> None:
     same = {"input_ids": IDS, "decoder_input_ids": IDS.clone()}
     with pytest.raises(ArgumentError, match="got the same in input_ids and decoder_input_ids"):
         audited(OfTokens(), same)
+    with pytest.raises(ArgumentError, match=r"inputs: expected a mapping of arguments by name, got Tensor"):
+        audit_model(OfTokens(), IDS)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"inputs: expected token ids .* got temperature"):
+        audit_model(OfTokens(), {"temperature": torch.tensor(0.5)})
+    with pytest.raises(ArgumentError, match=r"length: expected 2 tokens or more, got -1"):
+        audit_model(OfTokens(), length=-1)
 
 
 @pytest.mark.skipif(_library.why_absent() is not None, reason="it is never active")

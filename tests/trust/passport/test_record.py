@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import regard
-from regard._errors import ArgumentError, UnsupportedError
+from regard._errors import ArgumentError, CheckpointError, UnsupportedError
 from regard.masks import Causal, Padding
 from regard.trust.passport import record, show
 from regard.trust.passport.contents import Item
@@ -258,4 +258,15 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UnsupportedError, match=r"the model does not run in float64 \(TypeError: float32 only\)"):
         record(only_float32, states(3), tmp_path / "a")
+    with pytest.raises(UnsupportedError, match=r"the model does not run on these inputs \(TypeError: .*positional arg"):
+        record(decoder(), (ids(), ids()), tmp_path / "a")
     assert not list(tmp_path.glob("a*"))
+
+
+def test_a_name_that_no_disk_takes_is_refused(tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 300)
+    with pytest.raises(CheckpointError, match=r"the passport is not written to .*too long\. Nothing is left of it"):
+        record(decoder(), ids(), long)
+    with pytest.raises(CheckpointError, match="expected a passport, found no such folder"):
+        show(long)
+    assert not list(tmp_path.iterdir())

@@ -242,3 +242,16 @@ def test_complex_numbers_stay_complex(tmp_path: Path, saved: bool) -> None:
     assert replay(path, model).passed
     model.turns = torch.ones_like(model.turns)
     assert not replay(path, model).passed
+
+
+def test_implementations_within_a_model_are_put_back(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    parts = {"text_config": {"vocab_size": 100, **sizes}, "vision_config": {"image_size": 16, "patch_size": 8, **sizes}}
+    model = transformers.CLIPModel(transformers.CLIPConfig(**parts, projection_dim=8)).eval()
+    model.set_attn_implementation({"": "sdpa", "text_config": "eager", "vision_config": "sdpa"})
+    inputs = {"input_ids": torch.randint(3, 99, (2, 6)), "pixel_values": torch.randn(2, 3, 16, 16)}
+    record(model, inputs, tmp_path / "passport", backend="eager", gradients=False)
+    config = model.config
+    found = [part._attn_implementation for part in (config, config.text_config, config.vision_config)]
+    assert found == ["sdpa", "eager", "sdpa"]

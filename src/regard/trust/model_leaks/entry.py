@@ -63,6 +63,8 @@ def audit_model(
         raise ArgumentError(
             "model", expected="a torch.nn.Module", got=type(model).__name__, do="A callable is audited by regard.audit."
         )
+    if length < 2:
+        raise ArgumentError("length", expected="2 tokens or more", got=repr(length), do=f"{LENGTH} are usual.")
     subject = subject_of(model, inputs, kind=kind, causal=causal, length=length)
     ways = ways_of(model, implementations, activated)
     checks: list[Check] = []

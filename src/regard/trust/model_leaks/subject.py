@@ -100,9 +100,9 @@ def subject_of(
     else:
         pad = int(getattr(getattr(model, "config", None), "pad_token_id", None) or 0)
         kind = _kind_of_model(model) if kind is None else kind
-    given = dict(inputs)
+    given = _by_name(inputs)
     tokens = {name: tensor for name, tensor in given.items() if _is_tokens(name, tensor)}
-    floats = tuple(name for name, tensor in given.items() if isinstance(tensor, Tensor) and tensor.is_floating_point())
+    floats = tuple(name for name, value in given.items() if _is_float(value))
     if not tokens and not floats:
         raise ArgumentError(
             "inputs",
@@ -116,6 +116,17 @@ def subject_of(
     causal = True if to_right and causal is None else causal
     streams = tuple(_stream(name, tensor, chosen, causal, accepts) for name, tensor in tokens.items())
     return Subject(model, chosen, given, streams, accepts, floats, pad)
+
+
+def _by_name(inputs: object) -> dict[str, Any]:
+    if not isinstance(inputs, Mapping):
+        raise ArgumentError(
+            "inputs",
+            expected="a mapping of arguments by name",
+            got=type(inputs).__name__,
+            do="They are what the model is called with: model(**inputs).",
+        )
+    return dict(cast("Mapping[str, Any]", inputs))
 
 
 def _check_told(kind: str, tokens: Mapping[str, Tensor], *, causal: bool | None) -> None:
@@ -159,6 +170,10 @@ def _is_tokens(name: str, value: object) -> bool:
     if not isinstance(value, Tensor) or value.dim() != 2 or value.is_floating_point() or value.dtype == torch.bool:
         return False
     return not any(word in name for word in ("mask", "position", "token_type", "segment"))
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
 
 
 def _accepted(model: nn.Module) -> frozenset[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from regard._errors import ArgumentError
 from regard.backends import _library
 from regard.integrations.torch_sdpa import activate, is_active
+from regard.trust.implementation import implementation, implemented
 from regard.trust.model_leaks.subject import transformers_model
 
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -56,7 +57,7 @@ def _implementations(model: nn.Module, asked: Sequence[str] | None) -> list[str 
                 do="Leave it out.",
             )
         return [None]
-    own = _current(model)
+    own = implementation(model)
     if not cast("Any", model)._can_set_attn_implementation():  # noqa: SLF001 - else it only warns
         if asked and tuple(asked) != (own,):
             raise _refused(asked[0], f"This model has {own!r} alone, which no registry knows of.")
@@ -64,7 +65,7 @@ def _implementations(model: nn.Module, asked: Sequence[str] | None) -> list[str 
     taken: list[str | None] = []
     for name in dict.fromkeys(asked or (own, *IMPLEMENTATIONS)):
         try:
-            with _implemented(model, name):
+            with implemented(model, name):
                 taken.append(name)
         except (ValueError, ImportError) as problem:
             if asked:
@@ -80,35 +81,8 @@ def _way(model: nn.Module, name: str | None, *, active: bool) -> Way:
     @contextmanager
     def around() -> Generator[None]:
         opened: AbstractContextManager[object] = activate() if active else nullcontext()
-        with nullcontext() if name is None else _implemented(model, name), opened:
+        with nullcontext() if name is None else implemented(model, name), opened:
             yield
 
     shown = "as it is" if name is None else name
     return Way(f"{shown}, {ACTIVE}" if active else shown, around)
-
-
-@contextmanager
-def _implemented(model: nn.Module, name: str) -> Generator[None]:
-    """A transformers model set to an implementation, and back."""
-    changing, before = cast("Any", model), _all_current(model)
-    if set(before.values()) == {name}:
-        yield
-        return
-    changing.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        changing.set_attn_implementation(before)
-
-
-def _all_current(model: nn.Module) -> dict[str, str]:
-    """Of the model, under "", and of each model within it: as `set_attn_implementation` takes it."""
-    config: Any = cast("Any", model).config
-    inner: list[str] = [part for part in getattr(config, "sub_configs", {}) if getattr(config, part, None) is not None]
-    own = {part: getattr(config, part)._attn_implementation for part in inner}  # noqa: SLF001 - as below
-    return {"": _current(model), **{part: str(name or "eager") for part, name in own.items()}}
-
-
-def _current(model: nn.Module) -> str:
-    config: Any = cast("Any", model).config
-    return str(config._attn_implementation or "eager")  # noqa: SLF001 - the only place that says it

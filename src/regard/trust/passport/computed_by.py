@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 from torch import nn
 
 from regard._errors import UnsupportedError
 from regard.integrations.torch_sdpa import activate, is_active
+from regard.trust.implementation import implemented
 
 IMPLEMENTATIONS: Mapping[str, str] = {"native": "sdpa", "sdpa": "sdpa", "eager": "eager", "flex": "flex_attention"}
 """What a transformers model is set to, so that a backend of regard's computes its attention."""
@@ -42,20 +43,17 @@ def computed_by(model: nn.Module, backend: object) -> Generator[None]:
 
 @contextmanager
 def _implemented(model: nn.Module, name: str, *, needed: bool) -> Generator[None]:
-    """A transformers model set to an implementation, and back."""
-    choose: Callable[[str], None] | None = getattr(model, "set_attn_implementation", None)
-    before = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    if choose is None or before is None:
+    """A transformers model set to an implementation, and back; another model as it is, unless that is not enough."""
+    config = getattr(model, "config", None)
+    if not hasattr(model, "set_attn_implementation") or getattr(config, "_attn_implementation", None) is None:
         if needed:
             reason = f"the model has no choice of implementations, so {name!r} cannot be taken"
             raise UnsupportedError({"passport": reason}, do="Replay without the model.")
         yield
         return
-    try:
-        choose(name)
-    except ValueError as problem:
-        raise UnsupportedError({"passport": str(problem)}, do="Name another backend.") from problem
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(implemented(model, name))
+        except (ValueError, ImportError) as problem:
+            raise UnsupportedError({"passport": str(problem)}, do="Name another backend.") from problem
         yield
-    finally:
-        choose(before)

@@ -40,7 +40,7 @@ class Passport:
 
 def check_new(folder: Path) -> None:
     """Raise ArgumentError when there is something in this place."""
-    if folder.exists() or folder.is_symlink():
+    if os.path.lexists(folder):  # False, where `Path.exists` raises, for a name that no file system takes
         raise ArgumentError(
             "path", expected="a folder that does not exist yet", got=repr(str(folder)), do="Name another, or remove it."
         )
@@ -84,8 +84,9 @@ def read(folder: Path) -> Passport:
     Raises:
         CheckpointError: there is none, or it is truncated, changed, of another version, or not what it says.
     """
-    if not (folder / MANIFEST).exists():
-        what = "no such folder" if not folder.exists() else "a file" if folder.is_file() else "no manifest.json in it"
+    if not os.path.exists(folder / MANIFEST):  # noqa: PTH110 - False, where `Path.exists` raises, for any name
+        there = os.path.exists(folder)  # noqa: PTH110
+        what = "no such folder" if not there else "a file" if folder.is_file() else "no manifest.json in it"
         raise CheckpointError(
             f"{str(folder)!r}: expected a passport, found {what}. Give the folder that `regard passport record` wrote."
         )

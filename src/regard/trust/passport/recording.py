@@ -165,8 +165,14 @@ class _Recorder:
     def _surveyed(self) -> tuple[Survey, dict[str, Tensor], list[ObservedLayer]]:
         """Which points, outputs and attention calls there are."""
         survey, runner = Survey(), self.runner
-        with observe(runner.model) as seen:
-            ran = run(runner.model, runner.inputs, survey.meet, seed=runner.seed, gradients=False)
+        try:
+            with observe(runner.model) as seen:
+                ran = run(runner.model, runner.inputs, survey.meet, seed=runner.seed, gradients=False)
+        except RegardError:
+            raise
+        except Exception as problem:
+            reason = f"the model does not run on these inputs ({type(problem).__name__}: {problem})"
+            raise UnsupportedError({"passport": reason}, do="Give inputs that it takes.") from problem
         self.left_out += [f"attention that is not understood: {line}" for line in seen.missed]
         if not ran.outputs:
             raise ArgumentError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from typing import Any
 
@@ -62,7 +63,7 @@ def assert_error(kind: type[RegardError], *words: str, case: Case, compiled: boo
             assert re.fullmatch(r"[^:]+: expected .+, got .+\. [A-Z].+\.", message, re.DOTALL), message
             for word in words:
                 assert word in message, f"{word!r} is not in {message!r}"
-    if compiled:
+    if compiled and os.environ.get("TORCHDYNAMO_DISABLE") != "1":  # as it is while mutants run
         _assert_compiled_error(kind, *words, case=case)
 
 

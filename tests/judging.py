@@ -15,6 +15,7 @@ from regard import RegardError, UnsupportedError
 from regard.trust.plain import plain_attention
 from tests import oracles
 from tests.oracles import Case
+from tests.wording import assert_known
 
 BACKENDS = ("native", "eager", "sdpa", "flex", "auto")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -63,6 +64,7 @@ def assert_error(kind: type[RegardError], *words: str, case: Case, compiled: boo
             assert re.fullmatch(r"[^:]+: expected .+, got .+\. [A-Z].+\.", message, re.DOTALL), message
             for word in words:
                 assert word in message, f"{word!r} is not in {message!r}"
+            assert_known(message)
     if compiled and os.environ.get("TORCHDYNAMO_DISABLE") != "1":  # as it is while mutants run
         _assert_compiled_error(kind, *words, case=case)
 

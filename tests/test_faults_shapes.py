@@ -121,6 +121,11 @@ def test_f15_blocks_that_do_not_divide_the_length(length):
     assert judge(made(length, length, mask=mask), "flex") == "honoured"
 
 
+def shown(mask):
+    """A name for a test: short, and on one line."""
+    return f"a tensor {tuple(mask.shape)}" if isinstance(mask, torch.Tensor) else repr(mask)
+
+
 @pytest.mark.parametrize(
     "mask",
     [
@@ -131,13 +136,13 @@ def test_f15_blocks_that_do_not_divide_the_length(length):
         GlobalTokens([9]),
         Padding([3, 9]),
     ],
-    ids=repr,
+    ids=shown,
 )
 def test_f16_mask_for_another_length(mask):
     assert_error(MaskError, case=made(8, 8, mask=mask))
 
 
-@pytest.mark.parametrize("mask", [Padding([3, 4, 5]), torch.ones(3, 1, 8, 8, dtype=torch.bool)], ids=repr)
+@pytest.mark.parametrize("mask", [Padding([3, 4, 5]), torch.ones(3, 1, 8, 8, dtype=torch.bool)], ids=shown)
 def test_f16_mask_for_another_batch(mask):
     assert_error(MaskError, "mask batch", "expected 2", "got 3", case=made(8, 8, mask=mask))
 

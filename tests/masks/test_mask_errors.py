@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.wording import assert_known
 
 from regard._errors import MaskError, RegardError
 from regard.masks import (
@@ -149,12 +150,16 @@ def test_wording(what, expected, got, do, fault):
     assert do in message.removeprefix(named)
     assert advice.endswith(".")
     assert isinstance(caught.value, RegardError | ValueError)
+    assert_known(message)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16, torch.complex64], ids=str)
 def test_f19_dense_takes_bool_only(dtype):
-    with pytest.raises(MaskError, match=r"Dense mask: expected a bool tensor.*got torch\.\w+\. Take \.bool\(\)"):
+    with pytest.raises(
+        MaskError, match=r"Dense mask: expected a bool tensor.*got torch\.\w+\. Take \.bool\(\)"
+    ) as caught:
         Dense(torch.ones(2, 3, dtype=dtype))
+    assert_known(str(caught.value))
 
 
 @pytest.mark.parametrize("mask", [SlidingWindow(1), Blocks(2), Dilated(2), GlobalTokens(1)], ids=repr)

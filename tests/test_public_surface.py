@@ -136,19 +136,3 @@ def test_a_refusal_names_every_backend_and_its_reason():
         "refused by sdpa: it has no softcap; flex: it has no sink. "
         "Take backend='auto', or ask regard.dispatch(...) what each backend can do."
     )
-
-
-def test_dispatch_prints_a_table():
-    import torch
-
-    query = torch.randn(1, 2, 4, 8)
-    table = regard.dispatch(query, query, query, softcap=2.0)
-    assert table.chosen == "native"
-    assert str(table).splitlines() == [
-        "native  chosen     fused kernel that skips masked blocks; memory grows with length",
-        "sdpa    refused    it has no softcap",
-        "eager   supported  plain torch operations; memory grows with q_len x kv_len",
-        "flex    supported  unfused below 4 M scores, where compiling would cost more than it saves",
-    ]
-    named = regard.dispatch(query, query, query, softcap=2.0, backend="sdpa")
-    assert named.chosen is None

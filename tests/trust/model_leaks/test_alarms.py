@@ -85,8 +85,15 @@ class Vectors(nn.Module):
 
 
 def test_what_cannot_be_asked_is_said() -> None:
-    with pytest.raises(ArgumentError, match=r"inputs: expected token ids .* got float tensors alone"):
-        audited(Vectors(), {"x": torch.randn(2, 12, 8)}, causal=True)
+    vectors = torch.randn(2, 12, 8)
+    with pytest.raises(
+        ArgumentError, match=r"inputs: .* one sequence of vectors .* got vectors in each of x, y\. Bind"
+    ):
+        audited(Vectors(), {"x": vectors, "y": vectors}, causal=True)
+    with pytest.raises(
+        ArgumentError, match=r"inputs: expected token ids .* got float tensors of other dimensions alone"
+    ):
+        audited(Vectors(), {"x": torch.randn(2, 12)}, kind="decoder")
     with pytest.raises(ArgumentError, match=r"kind: expected one of encoder, decoder, .* got 'Decoder'"):
         audited(OfTokens(), kind="Decoder")
     same = {"input_ids": IDS, "decoder_input_ids": IDS.clone()}
@@ -98,6 +105,38 @@ def test_what_cannot_be_asked_is_said() -> None:
         audit_model(OfTokens(), {"temperature": torch.tensor(0.5)})
     with pytest.raises(ArgumentError, match=r"length: expected 2 tokens or more, got -1"):
         audit_model(OfTokens(), length=-1)
+
+
+class Sequence(nn.TransformerEncoder):
+    """torch's own encoder, told to look back alone, or to look `ahead`."""
+
+    def __init__(self, ahead: int | None = None, *, deaf: bool = False) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
+        self.ahead, self.deaf = ahead, deaf
+        for parameter in self.parameters():
+            parameter.data += 0.2 * torch.randn_like(parameter)
+
+    def forward(self, src: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        mask = None
+        if self.ahead is not None:
+            mask = torch.ones(src.shape[1], src.shape[1], dtype=torch.bool).triu(1 + self.ahead)
+        return super().forward(src, mask, None if self.deaf else src_key_padding_mask)
+
+
+def test_vectors_are_judged_by_token() -> None:
+    vectors = {"src": torch.randn(2, 12, 8)}
+    held = audited(Sequence(0), vectors, causal=True)
+    assert held.codes == (), held
+    asked = [check.name for check in held.checks if check.state == "holds"]
+    assert "tokens from 6 on reach those before" in asked
+    assert {"padding on the right reaches tokens", "padding on the left reaches tokens"} <= set(asked)
+    for looks, code in ((Sequence(1), "future_reaches_past"), (Sequence(0, deaf=True), "padding_reaches_tokens")):
+        # What is causal cannot be reached by padding on the right.
+        found = audited(looks, vectors, causal=True)
+        assert set(found.codes) == {code}, found
+    assert audited(Sequence(), vectors, kind="encoder").codes == ()
+    assert audited(Sequence(deaf=True), vectors, kind="encoder").codes == ("padding_reaches_tokens",)
 
 
 @pytest.mark.skipif(_library.why_absent() is not None, reason="it is never active")
@@ -169,6 +208,13 @@ def test_half_precision_that_is_widened_has_the_limit_of_half_precision() -> Non
     ids = torch.randint(3, 20, (2, 40), generator=torch.Generator().manual_seed(1))
     found = audited(Widened(llama().bfloat16()), {"input_ids": ids}, kind="decoder", gradients=False)
     assert "chunks_differ" not in found.codes, str(found)
+
+
+def test_vectors_in_the_place_of_ids_are_read_in_chunks_too() -> None:
+    vectors = {"inputs_embeds": torch.randn(2, 12, 16)}
+    found = audited(llama(), vectors)
+    assert found.codes == ()
+    assert "the border of a chunk is seen" in [check.name for check in found.checks if check.state == "holds"]
 
 
 def test_positions_that_are_given_are_cut_with_the_chunk() -> None:

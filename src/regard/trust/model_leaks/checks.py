@@ -60,8 +60,7 @@ def questions(subject: Subject, *, gradients: bool, seed: int) -> Iterator[Quest
 
 def _later(stream: Stream, start: int) -> Callable[[Subject], dict[str, Tensor]]:
     def sources(subject: Subject) -> dict[str, Tensor]:
-        ids = subject.inputs[stream.name]
-        return {stream.name: (torch.arange(stream.length) >= start).expand(ids.shape[0], -1)}
+        return {stream.name: (torch.arange(stream.length) >= start).expand(subject.batch, -1)}
 
     return sources
 
@@ -101,13 +100,13 @@ def _others(subject: Subject) -> Places:
 
 def _padded(stream: Stream, side: str, *, gradients: bool, seed: int) -> Callable[[Subject], Reached]:
     def ask(subject: Subject) -> Reached:
-        ids: Tensor = subject.inputs[stream.name]
-        if ids.shape[0] < 2:
+        given: Tensor = subject.inputs[stream.name]
+        if given.shape[0] < 2:
             raise NotTestedError("the first sample stays whole: it takes two or more")
-        real = torch.ones(ids.shape, dtype=torch.bool)
+        real = torch.ones(given.shape[:2], dtype=torch.bool)
         real[1:, slice(0, PADS) if side == "left" else slice(stream.length - PADS, None)] = False
         changed: dict[str, Any] = {
-            stream.name: ids.masked_fill(~real, subject.pad),
+            stream.name: _filled(given, real, subject.pad),
             str(stream.mask): _as_given(real, subject, stream),
         }
         if stream.positions is not None:  # else those on the left would push the others on
@@ -130,10 +129,16 @@ def _padded(stream: Stream, side: str, *, gradients: bool, seed: int) -> Callabl
     return ask
 
 
+def _filled(given: Tensor, real: Tensor, pad: int) -> Tensor:
+    """Ids with the padding's, vectors with zeros."""
+    return given.masked_fill(~real, pad) if given.dim() == 2 else given.masked_fill(~real[..., None], 0.0)
+
+
 def _as_given(real: Tensor, subject: Subject, stream: Stream) -> Tensor:
-    """A mask of the dtype of the one in its place, or of whole numbers where there was none."""
+    """A mask of the dtype of the one in its place; where there was none, of bool as torch has it or whole numbers."""
     given = subject.inputs.get(str(stream.mask))
-    return real.to(given.dtype) if isinstance(given, Tensor) else real.long()
+    usual = torch.bool if stream.marks_padding else torch.long
+    return (~real if stream.marks_padding else real).to(given.dtype if isinstance(given, Tensor) else usual)
 
 
 # --------------------------------------------------------------------------------------- documents

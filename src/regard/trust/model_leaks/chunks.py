@@ -66,7 +66,8 @@ def _cut(fixed: dict[str, Any], subject: Subject, stream: Stream, begin: int, en
     shape = subject.inputs[stream.name].shape
     found = dict(fixed)
     for name, given in fixed.items():
-        if isinstance(given, Tensor) and given.shape == shape and (name == stream.name or not _of_other(name, stream)):
+        alike = isinstance(given, Tensor) and given.shape in (shape, shape[:2])
+        if alike and (name == stream.name or not _of_other(name, stream)):
             found[name] = given[:, :end] if name == stream.mask else given[:, begin:end]
     return found
 

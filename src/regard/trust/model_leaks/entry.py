@@ -42,9 +42,11 @@ def audit_model(
 
     Args:
         model: any module; it is run in eval mode and left as it was.
-        inputs: what it is called with, by name: two or more samples without padding. Left out: random ones, from the
-            configuration of a transformers model.
-        kind: "encoder", "decoder", "encoder_decoder" or "vision"; known of a transformers model, else "encoder".
+        inputs: what it is called with, by name: two or more samples without padding; token ids (batch, length), or with
+            `kind` or `causal` vectors (batch, length, dim). Left out: random ones, from the configuration of a
+            transformers model.
+        kind: "encoder", "decoder", "encoder_decoder" or "vision"; known of a transformers model, else "encoder", or
+            "vision" without token ids.
         causal: whether its tokens may see those before them alone. Left out: those of a decoder.
         documents: packed documents must not reach each other, so that it is a finding when they do, and no warning.
         implementations: of attention, for a transformers model: "eager", "sdpa", "flex_attention" or a registered one.

@@ -25,10 +25,11 @@ _MASK_OF = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attenti
 
 @dataclass(frozen=True)
 class Stream:
-    """One sequence of tokens that a model reads.
+    """One sequence of tokens that a model reads, as ids (batch, length) or as vectors (batch, length, dim).
 
     name: of the argument. mask: of the argument with its padding, or None where there is none. length: in tokens.
     causal: whether a token may reach those before it. positions: of the argument with their positions, or None.
+    marks_padding: the mask is True for padding, as torch's modules have it, and not for what is real.
     """
 
     name: str
@@ -36,13 +37,14 @@ class Stream:
     causal: bool
     mask: str | None = None
     positions: str | None = None
+    marks_padding: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A model in eval mode with inputs of BATCH samples, none of them padded.
 
-    floats: names of inputs that are pictures or sounds. accepts: names that its forward takes.
+    floats: names of inputs that are no ids: vectors, pictures, sounds. accepts: names that its forward takes.
     """
 
     model: nn.Module
@@ -110,11 +112,13 @@ def subject_of(
             got=", ".join(given) or "none",
             do="Give the inputs that the model is called with, by name.",
         )
-    chosen: Kind = kind or ("encoder" if tokens else "vision")
-    _check_told(chosen, tokens, causal=causal)
+    chosen: Kind = kind or ("encoder" if tokens else "decoder" if causal else "vision")
+    vectors = {} if tokens or chosen == "vision" else {name: given[name] for name in floats if given[name].dim() == 3}
+    _check_told(chosen, tokens, vectors, causal=causal)
     to_right = getattr(getattr(model, "config", None), "model_type", "") in CAUSAL_TEXT
     causal = True if to_right and causal is None else causal
-    streams = tuple(_stream(name, tensor, chosen, causal, accepts) for name, tensor in tokens.items())
+    sequences = (*tokens.items(), *vectors.items())
+    streams = tuple(_stream(name, tensor, chosen, causal, accepts) for name, tensor in sequences)
     return Subject(model, chosen, given, streams, accepts, floats, pad)
 
 
@@ -129,17 +133,17 @@ def _by_name(inputs: object) -> dict[str, Any]:
     return dict(cast("Mapping[str, Any]", inputs))
 
 
-def _check_told(kind: str, tokens: Mapping[str, Tensor], *, causal: bool | None) -> None:
+def _check_told(kind: str, tokens: Mapping[str, Tensor], vectors: Mapping[str, Tensor], *, causal: bool | None) -> None:
     if kind not in get_args(Kind):
         raise ArgumentError(
             "kind", expected=f"one of {', '.join(get_args(Kind))}", got=repr(kind), do="Or leave it out."
         )
-    if not tokens and (causal or kind in ("decoder", "encoder_decoder")):
+    if not tokens and len(vectors) != 1 and (causal or kind in ("decoder", "encoder_decoder")):
         raise ArgumentError(
             "inputs",
-            expected="token ids (batch, length) of a model that reads from left to right",
-            got="float tensors alone",
-            do="Give ids and the layer that looks them up, or leave out causal and kind.",
+            expected="token ids (batch, length), or one sequence of vectors (batch, length, dim)",
+            got=f"vectors in each of {', '.join(vectors)}" if vectors else "float tensors of other dimensions alone",
+            do="Bind the others in a module around this one, so that it is clear who may not see whom.",
         )
     given = list(tokens.items())
     for place, (name, ids) in enumerate(given):
@@ -153,16 +157,19 @@ def _check_told(kind: str, tokens: Mapping[str, Tensor], *, causal: bool | None)
                 )
 
 
-def _stream(name: str, ids: Tensor, kind: Kind, causal: bool | None, accepts: frozenset[str]) -> Stream:  # noqa: FBT001
+def _stream(name: str, tensor: Tensor, kind: Kind, causal: bool | None, accepts: frozenset[str]) -> Stream:  # noqa: FBT001
     decodes = kind == "decoder" or (kind == "encoder_decoder" and name.startswith("decoder"))
-    mask = _MASK_OF.get(name)
+    mask = _MASK_OF.get(name, "attention_mask") if tensor.dim() == 3 else _MASK_OF.get(name)
+    of_torch = next((each for each in (f"{name}_key_padding_mask", "key_padding_mask") if each in accepts), None)
+    known = mask in accepts or ("**" in accepts and mask == "attention_mask")
     positions = "position_ids" if name == "input_ids" else None
     return Stream(
         name=name,
-        length=ids.shape[1],
+        length=tensor.shape[1],
         causal=decodes if causal is None else causal,
-        mask=mask if mask in accepts or ("**" in accepts and mask == "attention_mask") else None,
+        mask=mask if known else of_torch,
         positions=positions if positions in accepts else None,
+        marks_padding=not known and of_torch is not None,
     )
 
 

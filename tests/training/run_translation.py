@@ -8,16 +8,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from regard import CheckpointError
 from regard.training import train
+from regard.training.checkpoint import Checkpoints
 from tests.recipes.translation_cases import tiny_task
 
 NO_CHANCE = {"dropout_p": 0.0, "dropout_start": None, "dropout_end": None, "precision": "float32"}
+
+
+def cannot_save(self: Checkpoints, *_: object, **__: object) -> None:
+    """The disk is full for the process that writes."""
+    if self._writer:
+        raise CheckpointError("the disk is full")
 
 
 def main() -> None:
     folder, *settings = sys.argv[1:]
     given = dict(setting.split("=") for setting in settings)
     last = int(given.pop("stop_after", 0))
+    if given.pop("full_disk", ""):
+        Checkpoints.save = cannot_save
     task, config = tiny_task(**{**NO_CHANCE, **given})
     if last:
         units = task.units

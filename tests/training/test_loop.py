@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,36 @@ def test_what_two_processes_began_one_goes_on_with(tmp_path):
     torchrun(tmp_path / "both", "steps=8", "stop_after=4")
     trained(tmp_path / "both", steps=8)
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_threads_are_those_that_were_afterwards(tmp_path):
+    before = torch.get_num_threads()
+    trained(tmp_path, steps=1, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_all_processes_end_when_one_cannot_write(tmp_path):
+    """Started by hand: nobody stops the second process when the first one fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-m", "tests.training.run_translation", str(tmp_path), "steps=3", "full_disk=yes"]
+    started = [
+        subprocess.Popen(
+            command, cwd=ROOT, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
+    try:
+        told = [process.communicate(timeout=200)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [1, 1]
+    assert "CheckpointError: the disk is full" in told[0]
+    assert "CheckpointError: the checkpoint of step 3 is not written; the process that writes says why" in told[1]
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):

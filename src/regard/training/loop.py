@@ -68,7 +68,12 @@ def train(task: Task, config: TrainingConfig, folder: Path, *, watched: bool = F
         CheckpointError: a checkpoint of another configuration, a second writer, a full disk.
         DataError: a task without batches, or a loss that is not finite.
     """
-    return _Run(task, config, folder, watched=watched).go()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads or threads)
+    try:
+        return _Run(task, config, folder, watched=watched).go()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Objective(nn.Module):
@@ -88,8 +93,6 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainingConfig, folder: Path, *, watched: bool) -> None:
         self.task, self.config, self.folder = task, config, folder
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         self.processes = Processes(config)
         self.watched = watched and self.processes.first
         apart = bool(config.average_decay) or config.sharding != "none"
@@ -245,7 +248,7 @@ class _Run:
         return self.evaluated
 
     def _save(self, checkpoints: Checkpoints, monitor: Monitor) -> None:
-        """All processes gather, one writes."""
+        """All processes gather, one writes; all end when it cannot."""
         tensors = whole_tensors(self.task.model, self.optimizer, self.average)
         facts = {
             "state": self.state.saved(),
@@ -254,8 +257,16 @@ class _Run:
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
         }
-        checkpoints.save(self.state.step, tensors, facts, digest=self.config.digest())
-        self.processes.wait()
+        failed: Exception | None = None
+        try:
+            checkpoints.save(self.state.step, tensors, facts, digest=self.config.digest())
+        except Exception as problem:  # raised below, when the others know, who would wait for ever
+            failed = problem
+        if self._agreed(failed is not None):
+            raise failed or CheckpointError(
+                f"the checkpoint of step {self.state.step} is not written; the process that writes says why. "
+                "The last one is as it was."
+            )
         self.saved_at, self.saved_step = time.monotonic(), self.state.step
 
     def _describe(self) -> None:

@@ -81,7 +81,3 @@ class Processes:
         """Scale gradients down to a norm; the norm before."""
         norm: Any = self._accelerator.clip_grad_norm_(parameters, limit)
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        self._accelerator.wait_for_everyone()

@@ -145,7 +145,7 @@ POSITIONS = {
 }
 
 
-@pytest.mark.parametrize("lengths", [(5, 5), (3, 5), (5, 3)])
+@pytest.mark.parametrize("lengths", [(5, 5), (3, 5), (5, 3), (3, 1), (1, 3)])
 @pytest.mark.parametrize("make", POSITIONS.values(), ids=POSITIONS.keys())
 def test_position_equals_plain_python(make, lengths):
     position = make("bottom_right").double().requires_grad_(requires_grad=False)

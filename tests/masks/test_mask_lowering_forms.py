@@ -23,7 +23,9 @@ from regard.masks import (
     PrefixLM,
     SlidingWindow,
 )
+from regard.masks._band import Band
 from regard.masks._bit_tiles import BLOCK
+from regard.masks._intervals import of_band, runs_of
 from regard.masks._lowering import lower
 
 LENGTH = 256
@@ -215,3 +217,51 @@ def test_many_threads_get_equal_answers():
         found = list(pool.map(lambda mask: lower(mask, LENGTH, LENGTH), wanted))
     for mask, each in zip(wanted, found, strict=True):
         assert torch.equal(pairs_of(each, LENGTH, LENGTH)[0, 0], mask.dense(LENGTH, LENGTH))
+
+
+# ------------------------------------------------------------------------------------- the forms themselves
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        (Band(1, 2, 0), Band(3, 4, 0), Band(1, 2, 0)),
+        (Band(3, 4, 0), Band(1, 2, 0), Band(1, 2, 0)),
+        (Band(1, None, 5), Band(None, 2, 5), Band(1, 2, 5)),
+        (Band(None, 2, 5), Band(1, None, 5), Band(1, 2, 5)),
+        (Band(None, None, 0), Band(None, None, 0), Band(None, None, 0)),
+        (Band(1, 2, 0), Band(1, 2, 1), None),
+    ],
+)
+def test_bands_meet_in_the_narrower(one, other, both):
+    assert one.meet(other) == both
+
+
+@pytest.mark.parametrize("band", [Band(2, None, 0), Band(None, 1, 0), Band(None, None, 0), Band(1, 1, 2)], ids=str)
+def test_a_band_as_runs(band):
+    start, end = of_band(band, 4, 6)[0, 0, 0]
+    for query in range(4):
+        at = query + band.offset
+        kept = [key for key in range(6) if (band.before is None or key >= at - band.before)
+                and (band.after is None or key <= at + band.after)]  # fmt: skip
+        assert list(range(start[query], end[query])) == kept
+
+
+def test_as_many_runs_as_the_row_that_has_most():
+    rows = torch.tensor([[1, 0, 0, 1, 0], [1, 1, 0, 0, 0]]).bool()
+    start, end = runs_of(rows)
+    assert start.shape == end.shape == (2, 1, 2, 1)
+    start, end = runs_of(rows[1:])
+    assert start.shape == end.shape == (1, 1, 1, 1)
+    start, end = runs_of(torch.zeros(0, 5, dtype=torch.bool))
+    assert start.shape == end.shape == (0, 1, 1, 1)
+
+
+def test_both_of_two_masks_with_runs_have_runs():
+    both = Padding([3, 70]) & Documents([56, 200])
+    found = both.intervals(LENGTH, LENGTH)
+    assert found is not None
+    assert found.shape[:3] == (2, 1, 1)
+    start, end = found[0, 0, 0]
+    assert (start[0], end[0]) == (0, 3)
+    assert start[60] == end[60]

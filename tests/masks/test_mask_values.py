@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from mask_cases import any_case
+from tests.wording import assert_known
 
 import regard.masks
 from regard.masks import (
@@ -78,6 +79,7 @@ def test_copies_are_equal(case):
         (Dense(torch.arange(10).view(2, 5) < 4), "Dense(bool 2x5, 40% kept)"),
         (Dense(torch.arange(1000).view(20, 50) < 1), "Dense(bool 20x50, <1% kept)"),
         (Dense(torch.arange(1000).view(20, 50) > 0), "Dense(bool 20x50, >99% kept)"),
+        (Dense(torch.arange(1000).view(20, 50) < 6), "Dense(bool 20x50, 1% kept)"),
         (Dense(torch.zeros(0, 5, dtype=torch.bool)), "Dense(bool 0x5, 0% kept)"),
         (Keys(torch.tensor([[True, False]])), "Keys(bool 1x2, 50% kept)"),
         (~(Causal() & SlidingWindow(1)) | GlobalTokens(1), None),
@@ -93,6 +95,12 @@ def test_repr(mask, text):
 def test_lengths_come_as_list_tuple_or_tensor(sequence):
     assert Documents(sequence).lengths == Padding(sequence).lengths == (3, 5)
     assert GlobalTokens(sequence) == GlobalTokens([5, 3])
+
+
+def test_a_mask_is_neither_true_nor_false():
+    with pytest.raises(TypeError) as caught:
+        bool(Causal())
+    assert_known(str(caught.value))
 
 
 def test_equality_is_by_meaning():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -57,3 +59,18 @@ def test_every_recipe_is_compared_by_its_own_module(capsys, monkeypatch, tmp_pat
     assert run("train", name, "--compare", "--set", "steps=3", "--out", str(tmp_path / "here"), "--json") == 0
     told = json.loads(capsys.readouterr().out)
     assert told == {"recipe": name, "finished": True, "page": str(tmp_path / "here" / "comparison.md"), "variants": 2}
+
+
+@pytest.mark.parametrize("package", ["accelerate", "sacrebleu", "tokenizers"])
+def test_what_recipes_need_is_named(package, tmp_path):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"  # None there: the import fails
+        "from regard.cli import main\n"
+        f"main(['train', 'translation', '--out', {str(tmp_path / 'out')!r}])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 2, ended.stderr
+    assert (
+        ended.stderr == f"regard train translation: this needs the package {package!r}: pip install 'regard[train]'\n"
+    )
+    assert not list(tmp_path.iterdir())

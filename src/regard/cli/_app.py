@@ -21,6 +21,10 @@ _RUNS = {
     "language_model": "Go on writing after a prompt.",
 }
 
+TRAINING = ("accelerate", "h5py", "opencc", "PIL", "pydantic", "rouge_score", "sacrebleu", "safetensors", "tensorboard",
+            "tokenizers")  # fmt: skip
+"""What recipes import, by the names that are imported."""
+
 _PASSPORT_HELP = "Record what a model computes here, and compare it elsewhere."
 _PASSPORT = {
     "record": "Record a model's layers, attention and gradients with what is true.",
@@ -83,6 +87,13 @@ def _run(arguments: list[str]) -> int:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         complain(" ".join(["regard", *(error.command_chain or ())]), f"{error} See --help.")
+        return WRONG_USAGE
+    except ImportError as problem:
+        package = (problem.name or "").partition(".")[0]
+        if package not in TRAINING:
+            raise
+        command = " ".join(["regard", *arguments[:1]])
+        complain(command, f"this needs the package {package!r}: pip install 'regard[train]'")
         return WRONG_USAGE
     return code if isinstance(code, int) else OK
 

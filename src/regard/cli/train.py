@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -57,6 +58,7 @@ def train(
     from regard.cli._app import INTERRUPTED, OK, WRONG_USAGE, complain
 
     try:
+        _check_packages()
         recipe = _recipe(name)
         config = configured(recipe.Config, settings or [])
         if list_settings:
@@ -76,6 +78,16 @@ def train(
         )
         return INTERRUPTED
     return OK
+
+
+def _check_packages() -> None:
+    """Some are imported at the end of a training only, which is no time to learn that they are absent."""
+    from regard._errors import DependencyError
+    from regard.cli._app import TRAINING
+
+    for package in TRAINING:
+        if (sys.modules.get(package) or find_spec(package)) is None:
+            raise DependencyError(package, "train")
 
 
 def configured(config: type[TrainingConfig], settings: Sequence[str]) -> TrainingConfig:

@@ -7,6 +7,7 @@ import torch
 
 import regard
 from regard.backends import _library
+from regard.positions import ALiBi
 
 NATIVE = pytest.mark.skipif(_library.why_absent() is not None, reason="there is no native core")
 
@@ -83,3 +84,43 @@ def test_a_mask_is_spread_over_the_queries_and_the_keys():
         mask = torch.rand(sizes) < 0.5
         whole = mask.expand(1, 2, 5, 5).clone()
         assert torch.equal(*(regard.attention(tensor, tensor, tensor, mask=each) for each in (mask, whole))), sizes
+
+
+class Told(torch.Tensor):
+    """A tensor that is asked before `regard.attention` computes, as torch's own functions ask."""
+
+    asked: list = []  # noqa: RUF012 - one for the class is what is wanted
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is regard.attention:
+            cls.asked.append((types, args, kwargs))
+            return "taken over"
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_tensor_that_overrides_functions_is_handed_everything(which):
+    tensors = [query(), query(), query()]
+    tensors[which] = tensors[which].as_subclass(Told)
+    options = {
+        "mask": torch.ones(5, 5, dtype=torch.bool),
+        "position": ALiBi(2),
+        "bias": query(),
+        "scale": 0.5,
+        "softcap": 2.0,
+        "sink": torch.ones(2),
+        "dropout_p": 0.25,
+        "seed": 3,
+        "enable_gqa": True,
+        "backend": "eager",
+        "return_lse": True,
+        "additive": True,
+    }
+    Told.asked.clear()
+    assert regard.attention(*tensors, **options) == "taken over"
+    [(types, args, kwargs)] = Told.asked
+    assert Told in types
+    assert all(found is given for found, given in zip(args, tensors, strict=True))
+    assert kwargs.keys() == options.keys()
+    assert all(kwargs[name] is given for name, given in options.items())

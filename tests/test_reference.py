@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in the field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import regard
 from regard import _dropout, reference
 from regard.masks import Causal, Dense, GlobalTokens, Padding, SlidingWindow
 from regard.positions import ALiBi, ContinuousBias, DynamicNTKScaling, RoPE, Shaw, T5Bias, TransformerXL
@@ -154,6 +155,14 @@ def test_position_equals_plain_python(make, lengths):
     agree(problem(*lengths), position=position, softcap=2.0, scale=0.6, mask=Causal("bottom_right"))
 
 
+@pytest.mark.parametrize("make", POSITIONS.values(), ids=POSITIONS.keys())
+def test_position_stays_on_its_device(make):
+    query, key = (torch.zeros(1, HEADS, length, WIDTH, device="meta") for length in (3, 5))
+    found = regard.attention(query, key, key, position=make("bottom_right").to("meta"), backend="eager")
+    assert found.device.type == "meta"
+    assert found.shape == query.shape
+
+
 def test_position_top_left_equals_plain_python():
     position = ALiBi(HEADS, form="symmetric", align="top_left").double()
     agree(problem(3, 5), position=position)
@@ -207,6 +216,11 @@ def test_dropout_of_one_is_zero():
     assert torch.equal(
         reference.attention(*problem(), dropout_p=1.0).output, torch.zeros(BATCH, HEADS, 5, WIDTH, dtype=torch.float64)
     )
+
+
+def test_a_query_that_is_nan_and_sees_a_key_that_is_nan_alone_is_nan():
+    nan, one = torch.full((1, 1, 1, 4), torch.nan), torch.ones(1, 1, 1, 4)
+    assert regard.attention(nan, nan, one, backend="eager").isnan().all()
 
 
 def test_infinite_values_reach_the_queries_that_may_see_them():

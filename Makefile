@@ -52,7 +52,8 @@ mutants:
 		--disable-pip-version-check install --quiet -c constraints.txt '.[all,dev]' mutmut
 	mkdir -p src/regard/_native
 	cp .cache/mutants/lib/python3*/site-packages/regard/_native/libregard.so src/regard/_native/
-	TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1 .cache/mutants/bin/mutmut run; .cache/mutants/bin/mutmut results
+	TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1 .cache/mutants/bin/mutmut run; rm -r src/regard/_native
+	.cache/mutants/bin/mutmut results
 
 native-test-arm:
 	tests/native/run_kernels arm

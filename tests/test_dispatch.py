@@ -8,6 +8,7 @@ import torch
 import regard
 from regard.backends import _library
 from regard.positions import ALiBi
+from tests.wording import assert_known
 
 NATIVE = pytest.mark.skipif(_library.why_absent() is not None, reason="there is no native core")
 
@@ -66,10 +67,28 @@ def test_no_random_number_is_drawn():
 
 
 def test_what_is_wrong_is_wrong_here_too():
-    with pytest.raises(regard.ArgumentError, match=r"backend: expected one of auto, .*, got 'AUTO'\."):
+    with pytest.raises(regard.ArgumentError) as caught:
         asked(query(), backend="AUTO")
+    assert_known(str(caught.value))
     with pytest.raises(regard.ArgumentError, match=r"seed: expected an integer"):
         asked(query(), seed=-1)
+
+
+def test_without_dropout_attention_draws_no_random_number():
+    tensor = query()
+    before = torch.get_rng_state()
+    regard.attention(tensor, tensor, tensor)
+    assert torch.equal(before, torch.get_rng_state())
+    regard.attention(tensor, tensor, tensor, dropout_p=0.5)
+    assert not torch.equal(before, torch.get_rng_state())
+
+
+def test_a_bias_of_zeros_and_ones_is_added_when_that_is_said():
+    tensor, bias = query(), (torch.rand(5, 5) < 0.5).float()
+    found = regard.attention(tensor, tensor, tensor, bias=bias, additive=True)
+    shifted = regard.attention(tensor, tensor, tensor, bias=bias + 0.5)  # the same for a whole row
+    torch.testing.assert_close(found, shifted)
+    assert not torch.allclose(found, regard.attention(tensor, tensor, tensor))
 
 
 def test_a_square_mask_for_one_sample_has_one_meaning():

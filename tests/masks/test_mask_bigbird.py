@@ -85,3 +85,17 @@ def test_last_block_may_be_shorter():
 @pytest.mark.parametrize("ends", [1, (1, 0), [1, 0], torch.tensor([1, 0])])
 def test_global_blocks_are_a_number_or_both_ends(ends):
     assert BigBird(2, global_blocks=ends) == BigBird(2, global_blocks=1)
+
+
+def test_which_blocks_are_random_stays_as_it_was():
+    """Weights that were trained with a pattern need that pattern."""
+    rows = block_rows(BigBird(1, 1, (0, 0), 2, 5), 10)
+    assert [sorted(row) for row in rows] == [
+        [0, 4, 7], [0, 1, 2], [2, 4, 5], [3, 7, 8], [4, 5, 9], [5, 6, 9], [3, 4, 6], [1, 4, 7], [6, 7, 8], [0, 2, 9],
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_is_as_in_the_paper():
+    assert repr(BigBird(64)) == (
+        "BigBird(block_size=64, window_blocks=3, global_blocks=(1, 0), random_blocks=3, seed=0)"
+    )

@@ -97,6 +97,14 @@ def test_lengths_come_as_list_tuple_or_tensor(sequence):
     assert GlobalTokens(sequence) == GlobalTokens([5, 3])
 
 
+def test_axes_count_from_either_end():
+    assert [Axial((4, 4), axis) for axis in (-2, -1)] == [Axial((4, 4), axis) for axis in (0, 1)]
+
+
+def test_a_map_of_blocks_is_of_128():
+    assert Causal().blocks(300, 300).size == 128
+
+
 def test_a_mask_is_neither_true_nor_false():
     with pytest.raises(TypeError) as caught:
         bool(Causal())

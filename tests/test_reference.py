@@ -223,6 +223,18 @@ def test_a_query_that_is_nan_and_sees_a_key_that_is_nan_alone_is_nan():
     assert regard.attention(nan, nan, one, backend="eager").isnan().all()
 
 
+@pytest.mark.parametrize("backend", ["eager", "native"])
+def test_an_infinite_key_has_a_score_with_its_sign(backend):
+    query, value = torch.ones(1, 1, 2, 4), torch.randn(1, 1, 3, 4)
+    key = torch.randn(1, 1, 3, 4)
+    key[..., 1, 2] = -torch.inf  # a score of -inf: no weight
+    found = regard.attention(query, key, value, backend=backend)
+    others = [0, 2]
+    torch.testing.assert_close(found, regard.attention(query, key[:, :, others], value[:, :, others], backend=backend))
+    key[..., 1, 2] = torch.inf  # a score of inf: no softmax
+    assert regard.attention(query, key, value, backend=backend).isnan().all()
+
+
 def test_infinite_values_reach_the_queries_that_may_see_them():
     query, key, value = problem(3, 3)
     value[0, 0, 2, 0], value[0, 0, 1, 1], value[0, 0, 2, 1] = INFINITY, -INFINITY, INFINITY

@@ -105,21 +105,20 @@ def test_a_mask_is_spread_over_the_queries_and_the_keys():
         assert torch.equal(*(regard.attention(tensor, tensor, tensor, mask=each) for each in (mask, whole))), sizes
 
 
-class Told(torch.Tensor):
-    """A tensor that is asked before `regard.attention` computes, as torch's own functions ask."""
-
-    asked: list = []  # noqa: RUF012 - one for the class is what is wanted
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        if func is regard.attention:
-            cls.asked.append((types, args, kwargs))
-            return "taken over"
-        return super().__torch_function__(func, types, args, kwargs or {})
-
-
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_tensor_that_overrides_functions_is_handed_everything(which):
+    asked = []
+
+    class Told(torch.Tensor):
+        """A tensor that is asked before `regard.attention` computes, as torch's own functions ask."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if func is regard.attention:
+                asked.append((types, args, kwargs))
+                return "taken over"
+            return super().__torch_function__(func, types, args, kwargs or {})
+
     tensors = [query(), query(), query()]
     tensors[which] = tensors[which].as_subclass(Told)
     options = {
@@ -136,9 +135,8 @@ def test_a_tensor_that_overrides_functions_is_handed_everything(which):
         "return_lse": True,
         "additive": True,
     }
-    Told.asked.clear()
     assert regard.attention(*tensors, **options) == "taken over"
-    [(types, args, kwargs)] = Told.asked
+    [(types, args, kwargs)] = asked
     assert Told in types
     assert all(found is given for found, given in zip(args, tensors, strict=True))
     assert kwargs.keys() == options.keys()

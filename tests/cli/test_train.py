@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 
 import pytest
 
 from regard.cli import train as command
+from regard.cli._app import TRAINING
 from regard.recipes import RECIPES, find_comparison
 from tests.cli.test_app import run
 
@@ -61,16 +64,33 @@ def test_every_recipe_is_compared_by_its_own_module(capsys, monkeypatch, tmp_pat
     assert told == {"recipe": name, "finished": True, "page": str(tmp_path / "here" / "comparison.md"), "variants": 2}
 
 
-@pytest.mark.parametrize("package", ["accelerate", "sacrebleu", "tokenizers"])
-def test_what_recipes_need_is_named(package, tmp_path):
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        *((each, ["train", "translation"]) for each in ("accelerate", "sacrebleu", "tokenizers")),
+        *((each, ["run", "summarization", "A text."]) for each in ("pydantic", "rouge_score", "tokenizers")),
+    ],
+)
+def test_what_recipes_need_is_named(package, arguments, tmp_path):
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"  # None there: the import fails
         "from regard.cli import main\n"
-        f"main(['train', 'translation', '--out', {str(tmp_path / 'out')!r}])"
+        f"main({arguments!r})"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path
+    )
     assert ended.returncode == 2, ended.stderr
     assert (
-        ended.stderr == f"regard train translation: this needs the package {package!r}: pip install 'regard[train]'\n"
+        re.fullmatch(
+            r"regard \w+[ \w]*: this needs the package '(\w+)': pip install 'regard\[train\]'\n", ended.stderr
+        )[1]
+        == package
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_every_package_of_the_group_is_asked_for():
+    asked = {each for package in TRAINING for each in packages_distributions()[package]}
+    group = [each.partition(">=")[0] for each in requires("regard") or () if each.endswith('extra == "train"')]
+    assert {name.lower().replace("_", "-") for name in asked} == set(group) - {'regard[cli,plot]; extra == "train"'}

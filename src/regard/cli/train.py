@@ -58,12 +58,12 @@ def train(
     from regard.cli._app import INTERRUPTED, OK, WRONG_USAGE, complain
 
     try:
-        _check_packages()
         recipe = _recipe(name)
         config = configured(recipe.Config, settings or [])
         if list_settings:
             sys.stdout.write(config.model_dump_json(indent=2) + "\n")
             return OK
+        _check_packages()
         folder = out or OUT / (f"{name}-comparison" if compare else name)
         report = (
             _compared(name, config, folder, download) if compare else _trained(name, recipe, config, folder, download)

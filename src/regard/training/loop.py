@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +68,21 @@ def train(task: Task, config: TrainingConfig, folder: Path, *, watched: bool = F
         CheckpointError: a checkpoint of another configuration, a second writer, a full disk.
         DataError: a task without batches, or a loss that is not finite.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads or threads)
-    try:
+    with _threads(config.threads):
         return _Run(task, config, folder, watched=watched).go()
+
+
+@contextmanager
+def _threads(count: int | None) -> Generator[None]:
+    """So many in torch's products meanwhile; None leaves them alone."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
     finally:
-        torch.set_num_threads(threads)
+        if count is not None:
+            torch.set_num_threads(before)
 
 
 class _Objective(nn.Module):

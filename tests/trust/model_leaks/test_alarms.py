@@ -100,14 +100,14 @@ def test_what_cannot_be_asked_is_said() -> None:
     with pytest.raises(ArgumentError, match="got the same in input_ids and decoder_input_ids"):
         audited(OfTokens(), same)
     with pytest.raises(ArgumentError, match=r"inputs: expected a mapping of arguments by name, got Tensor"):
-        audit_model(OfTokens(), IDS)  # type: ignore[arg-type]
+        audit_model(OfTokens(), IDS)
     with pytest.raises(ArgumentError, match=r"inputs: expected token ids .* got temperature"):
         audit_model(OfTokens(), {"temperature": torch.tensor(0.5)})
     with pytest.raises(ArgumentError, match=r"length: expected 2 tokens or more, got -1"):
         audit_model(OfTokens(), length=-1)
 
 
-class Sequence(nn.TransformerEncoder):
+class Encoder(nn.TransformerEncoder):
     """torch's own encoder, told to look back alone, or to look `ahead`."""
 
     def __init__(self, ahead: int | None = None, *, deaf: bool = False) -> None:
@@ -117,7 +117,7 @@ class Sequence(nn.TransformerEncoder):
         for parameter in self.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
 
-    def forward(self, src: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, src: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:
         mask = None
         if self.ahead is not None:
             mask = torch.ones(src.shape[1], src.shape[1], dtype=torch.bool).triu(1 + self.ahead)
@@ -126,17 +126,17 @@ class Sequence(nn.TransformerEncoder):
 
 def test_vectors_are_judged_by_token() -> None:
     vectors = {"src": torch.randn(2, 12, 8)}
-    held = audited(Sequence(0), vectors, causal=True)
+    held = audited(Encoder(0), vectors, causal=True)
     assert held.codes == (), held
     asked = [check.name for check in held.checks if check.state == "holds"]
     assert "tokens from 6 on reach those before" in asked
     assert {"padding on the right reaches tokens", "padding on the left reaches tokens"} <= set(asked)
-    for looks, code in ((Sequence(1), "future_reaches_past"), (Sequence(0, deaf=True), "padding_reaches_tokens")):
+    for looks, code in ((Encoder(1), "future_reaches_past"), (Encoder(0, deaf=True), "padding_reaches_tokens")):
         # What is causal cannot be reached by padding on the right.
         found = audited(looks, vectors, causal=True)
         assert set(found.codes) == {code}, found
-    assert audited(Sequence(), vectors, kind="encoder").codes == ()
-    assert audited(Sequence(deaf=True), vectors, kind="encoder").codes == ("padding_reaches_tokens",)
+    assert audited(Encoder(), vectors, kind="encoder").codes == ()
+    assert audited(Encoder(deaf=True), vectors, kind="encoder").codes == ("padding_reaches_tokens",)
 
 
 @pytest.mark.skipif(_library.why_absent() is not None, reason="it is never active")

@@ -91,7 +91,9 @@ class GruTranslator(nn.Module):
         states, _ = nn.utils.rnn.pad_packed_sequence(self.encoder(packed)[0], batch_first=True)
         real = torch.arange(states.shape[1], device=source.device) < lengths[:, None]
         mean = (states * real[..., None]).sum(1) / lengths[:, None]
-        return states, self.of_source(states), real, torch.tanh(self.begin(mean))
+        keys = self.of_source(states)
+        # Autocast would bring the states down to its dtype again at every step of the decoder.
+        return states.to(keys.dtype), keys, real, torch.tanh(self.begin(mean))
 
     def _step(self, word: Tensor, state: Tensor, source: Tensor, keys: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """The next state (batch, hidden), and what it saw of the source (batch, 2 hidden)."""

@@ -118,7 +118,7 @@ def subject_of(
     to_right = getattr(getattr(model, "config", None), "model_type", "") in CAUSAL_TEXT
     causal = True if to_right and causal is None else causal
     sequences = (*tokens.items(), *vectors.items())
-    streams = tuple(_stream(name, tensor, chosen, causal, accepts) for name, tensor in sequences)
+    streams = tuple(_stream(name, tensor, chosen, accepts, causal=causal) for name, tensor in sequences)
     return Subject(model, chosen, given, streams, accepts, floats, pad)
 
 
@@ -157,7 +157,7 @@ def _check_told(kind: str, tokens: Mapping[str, Tensor], vectors: Mapping[str, T
                 )
 
 
-def _stream(name: str, tensor: Tensor, kind: Kind, causal: bool | None, accepts: frozenset[str]) -> Stream:  # noqa: FBT001
+def _stream(name: str, tensor: Tensor, kind: Kind, accepts: frozenset[str], *, causal: bool | None) -> Stream:
     decodes = kind == "decoder" or (kind == "encoder_decoder" and name.startswith("decoder"))
     mask = _MASK_OF.get(name, "attention_mask") if tensor.dim() == 3 else _MASK_OF.get(name)
     of_torch = next((each for each in (f"{name}_key_padding_mask", "key_padding_mask") if each in accepts), None)

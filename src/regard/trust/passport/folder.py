@@ -84,9 +84,8 @@ def read(folder: Path) -> Passport:
     Raises:
         CheckpointError: there is none, or it is truncated, changed, of another version, or not what it says.
     """
-    if not os.path.exists(folder / MANIFEST):  # noqa: PTH110 - False, where `Path.exists` raises, for any name
-        there = os.path.exists(folder)  # noqa: PTH110
-        what = "no such folder" if not there else "a file" if folder.is_file() else "no manifest.json in it"
+    if not _is_there(folder / MANIFEST):
+        what = "no such folder" if not _is_there(folder) else "a file" if folder.is_file() else "no manifest.json in it"
         raise CheckpointError(
             f"{str(folder)!r}: expected a passport, found {what}. Give the folder that `regard passport record` wrote."
         )
@@ -99,6 +98,13 @@ def read(folder: Path) -> Passport:
     except WrongContentsError as problem:
         raise CorruptCheckpointError(folder / MANIFEST, problem.expected, problem.found) from problem
     return Passport(folder, contents, tensors)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _parsed(path: Path, says: object) -> Contents:

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from regard._errors import DataError
 from regard.training import clients
-from regard.training.sources import MANIFEST, cache_folder, fetch, fetch_all, fresh_file, source_folder
+from regard.training.sources import MANIFEST, cache_folder, fetch, fetch_all, fresh_file, sha256_of, source_folder
 from tests.training.package_cases import client, debian_package, first_on_path, npm_tarball, package, wheel
 
 needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not here")
@@ -87,6 +88,57 @@ def test_apt_brings_a_debian_package_that_is_neither_installed_nor_linked(
     assert not (tmp_path / "ran").exists()
 
 
+def debian_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archive: Path, *, version: str) -> None:
+    """An apt-get whose machine knows nothing of `sample`, and whose mirror has one version of it."""
+    says = 'echo "E: Version was not found" >&2; exit 100'
+    client(
+        tmp_path / "bin",
+        "apt-get",
+        'for each; do case "$each" in Dir::State::lists=*) lists="${each#*=}";; sample*) asked="$each";; esac; done\n'
+        'if [ "$1" = update ]; then touch "$lists/fresh"; exit; fi\n'
+        f'[ -n "$lists" ] && [ -e "$lists/fresh" ] || {{ {says}; }}\n'
+        f'case "$asked" in sample|sample={version}) cp {archive} .;; *) {says};; esac',
+    )
+    monkeypatch.setenv("PATH", first_on_path(tmp_path / "bin"))
+
+
+@needs_dpkg
+def test_apt_whose_lists_are_old_is_asked_with_fresh_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = debian_package(tmp_path)
+    debian_mirror(tmp_path, monkeypatch, archive, version="1:1.0-1")
+    folder = fetch(package(archive, "debian", "1:1.0-1"), download=True, recipe="translation")
+    assert (folder / "usr/share/sample/text.txt").read_text() == "hello"
+
+
+@needs_dpkg
+def test_a_version_that_debian_dropped_is_taken_from_its_successor_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = debian_package(tmp_path, "1:1.1-1")
+    debian_mirror(tmp_path, monkeypatch, archive, version="1:1.1-1")
+    wanted = package(archive, "debian", "1:1.0-1", file="sample_1%3a1.0-1_all.deb", sha256="0" * 64)
+    with pytest.warns(UserWarning, match=r"sample 1:1.0-1 .* is gone from Debian; took sample_1%3a1.1-1_all.deb"):
+        folder = fetch(wanted, download=True, recipe="translation")
+    assert (folder / "usr/share/sample/text.txt").read_text() == "hello"
+    told = json.loads((folder / MANIFEST).read_text())
+    assert (told["archive"], told["sha256"], told["wanted"]) == (archive.name, sha256_of(archive), "0" * 64)
+    monkeypatch.setattr(clients, "call", None)  # would fail: the second time nobody is asked
+    assert fetch(wanted, download=True, recipe="translation") == folder
+    with pytest.raises(DataError, match="not in the cache"):  # it stands for that version, and for no other
+        fetch(replace(wanted, sha256="1" * 64), download=False, recipe="translation")
+
+
+@needs_dpkg
+@pytest.mark.parametrize("name", ["sample_1%3a1.0-1_all.deb", "other_1%3a1.1-1_all.deb", "sample_1%3a1.1-1_all.zip"])
+def test_what_is_no_successor_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    archive = debian_package(tmp_path).rename(tmp_path / name)
+    debian_mirror(tmp_path, monkeypatch, archive, version="1:1.0-1")
+    wanted = package(archive, "debian", "1:1.0-1", file="sample_1%3a1.0-1_all.deb", sha256="0" * 64)
+    with pytest.raises(DataError, match="It was not unpacked"):
+        fetch(wanted, download=True, recipe="translation")
+    assert not source_folder(wanted).exists()
+
+
 def test_a_scoped_npm_package_has_one_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = npm_tarball(tmp_path)
     npm(tmp_path, monkeypatch, archive)
@@ -155,7 +207,7 @@ def test_a_damaged_or_older_folder_counts_as_absent_and_is_made_again(
     elif damage == "manifest":
         (folder / MANIFEST).write_text('{"sha256"')
     else:
-        changed = {"sha256": "1" * 64} if damage == "other archive" else {"members": ["package/*"]}
+        changed = {"wanted": "1" * 64} if damage == "other archive" else {"members": ["package/*"]}
         (folder / MANIFEST).write_text(json.dumps({**manifest, **changed}))
     with pytest.raises(DataError, match="not in the cache"):
         fetch(wanted, download=False, recipe="image_text")

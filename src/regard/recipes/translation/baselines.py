@@ -13,12 +13,16 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from regard.nn.transformer_generate import Generated, beam_search
 from regard.recipes.translation.model import Sentences
+from regard.recipes.translation.recurrence import next_state, read_both_ways
+from regard.recipes.translation.repeated_matmul import RepeatedMatmul
 from regard.recipes.translation.vocabulary import BEGIN, END, OTHER, PAD
 
 
@@ -47,11 +51,11 @@ class GruTranslator(nn.Module):
 
     def states(self, sentences: Sentences) -> Tensor:
         """See `Translator`."""
-        source, keys, real, state = self._read(sentences.source, sentences.lengths)
+        read, state = self._read(sentences.source, sentences.lengths)
         words = self._embedded(sentences.entering)
         found: list[Tensor] = []
-        for word in words.unbind(1):
-            state, context = self._step(word, state, source, keys, real)
+        for word, entering in zip(words.unbind(1), self._entering(words).unbind(1), strict=True):
+            state, context = self._step(entering, state, read)
             found.append(torch.cat([state, context, word], -1))
         return self.dropout(torch.tanh(self.last(torch.stack(found, 1))))
 
@@ -63,12 +67,12 @@ class GruTranslator(nn.Module):
     def generate(self, source: Tensor, lengths: Tensor, *, beams: int, most_pieces: int) -> Generated:
         """See `Translator`."""
         self.eval()
-        read, keys, real, state = (each.repeat_interleave(beams, 0) for each in self._read(source, lengths))
+        read, state = self._read(source.repeat_interleave(beams, 0), lengths.repeat_interleave(beams, 0))
 
         def step(texts: Tensor) -> Tensor:
             nonlocal state
             word = self._embedded(texts[:, -1:])[:, 0]
-            state, context = self._step(word, state, read, keys, real)
+            state, context = self._step(self._entering(word), state, read)
             logits = torch.tanh(self.last(torch.cat([state, context, word], -1))) @ self.embedding.weight.T
             logits[:, [PAD, BEGIN, OTHER]] = -math.inf
             return logits
@@ -83,24 +87,50 @@ class GruTranslator(nn.Module):
     def _embedded(self, pieces: Tensor) -> Tensor:
         return self.dropout(self.embedding(pieces) * math.sqrt(self.embedding.embedding_dim))
 
-    def _read(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Source states (batch, length, 2 hidden), their keys, which are real, and the first state."""
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self._embedded(source), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states, _ = nn.utils.rnn.pad_packed_sequence(self.encoder(packed)[0], batch_first=True)
+    def _read(self, source: Tensor, lengths: Tensor) -> tuple[_Read, Tensor]:
+        """What each step of the decoder needs, and its first state (batch, hidden)."""
+        states = read_both_ways(self.encoder, self._embedded(source), lengths)
         real = torch.arange(states.shape[1], device=source.device) < lengths[:, None]
         mean = (states * real[..., None]).sum(1) / lengths[:, None]
         keys = self.of_source(states)
-        # Autocast would bring the states down to its dtype again at every step of the decoder.
-        return states.to(keys.dtype), keys, real, torch.tanh(self.begin(mean))
+        of_state = torch.cat([self.of_state.weight, self.cell.weight_hh])
+        of_context = self.cell.weight_ih[:, self.embedding.embedding_dim :]
+        # In the dtype of autocast, to which they would be brought down again at every step.
+        shared = [RepeatedMatmul(each.to(keys.dtype)) for each in (states, of_state.mT, of_context.mT)]
+        return _Read(keys, real, *shared), torch.tanh(self.begin(mean)).to(mean.dtype)
 
-    def _step(self, word: Tensor, state: Tensor, source: Tensor, keys: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    def _entering(self, words: Tensor) -> Tensor:
+        """What words (..., embed_dim) do to the gates, (..., 3 hidden): of all of a text at once."""
+        return functional.linear(words, self.cell.weight_ih[:, : words.shape[-1]], self.cell.bias_ih)
+
+    def _step(self, entering: Tensor, state: Tensor, read: _Read) -> tuple[Tensor, Tensor]:
         """The next state (batch, hidden), and what it saw of the source (batch, 2 hidden)."""
-        scores = self.score(torch.tanh(keys + self.of_state(state)[:, None]))[..., 0]
-        weights = scores.masked_fill(~real, -math.inf).softmax(-1)
-        context = (weights[:, None] @ source)[:, 0]
-        return self.cell(torch.cat([word, context], -1), state), context
+        hidden = state.shape[1]
+        both = read.of_state(state)
+        asking, remembered = both[:, :hidden], both[:, hidden:]
+        asked = (asking + self.of_state.bias).to(read.keys.dtype)
+        scores = self.score(torch.tanh(read.keys + asked[:, None]))[..., 0]
+        weights = scores.masked_fill(~read.real, -math.inf).softmax(-1)
+        context = read.states(weights[:, None])[:, 0]
+        return next_state(entering + read.of_context(context), remembered + self.cell.bias_hh, state), context
+
+
+class _Read(NamedTuple):
+    """A source that was read.
+
+    Attributes:
+        keys: (batch, length, hidden).
+        real: bool (batch, length), false for padding.
+        states: (batch, length, 2 hidden).
+        of_state: (hidden, 4 hidden), to the question and the gates.
+        of_context: (2 hidden, 3 hidden), to the gates.
+    """
+
+    keys: Tensor
+    real: Tensor
+    states: RepeatedMatmul
+    of_state: RepeatedMatmul
+    of_context: RepeatedMatmul
 
 
 class TranslationMemory:

@@ -113,11 +113,31 @@ def test_f49_forward_mode_is_right_or_refused_by_name():
 
     step = 1e-6
     ends = [regard.attention(query + sign * step * tangent, key, value, backend="eager") for sign in (1, -1)]
-    oracles.assert_within(attend(query, "eager"), (ends[0] - ends[1]) / (2 * step), 1e-8)
-    with pytest.raises(NotImplementedError, match="forward AD"):
+    for backend in ("eager", "auto"):
+        oracles.assert_within(attend(query, backend), (ends[0] - ends[1]) / (2 * step), 1e-8)
+    with pytest.raises(regard.UnsupportedError, match="sdpa: it has no forward-mode derivative"):
         attend(query, "sdpa")
     with pytest.raises(regard.UnsupportedError, match=r"native: it has no rule for torch\.func"):
         attend(query, "native")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_f49_transforms_within_transforms_are_right_or_refused_by_name():
+    query, key, value = (tensor[:1, :1, :2] for tensor in tensors(dtype=torch.float64))
+
+    def total(query, backend):
+        return regard.attention(query, key, value, backend=backend).square().sum()
+
+    ways = {
+        "hessian": lambda loss: torch.func.hessian(loss)(query),
+        "slope of slope": lambda loss: torch.func.grad(lambda q: torch.func.grad(loss)(q).sum())(query),
+    }
+    for way in ways.values():
+        expected = way(functools.partial(total, backend="eager"))
+        assert expected.abs().max() > 0
+        torch.testing.assert_close(way(functools.partial(total, backend="auto")), expected, rtol=0, atol=1e-12)
+        with pytest.raises(regard.UnsupportedError, match=r"sdpa: it has no (second|forward-mode) derivative"):
+            way(functools.partial(total, backend="sdpa"))
 
 
 # ------------------------------------------------------------------------------------ F50: compilation

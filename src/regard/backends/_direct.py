@@ -56,6 +56,11 @@ def is_transformed() -> bool:
     return maybe_current_level() is not None
 
 
+def is_transformed_twice() -> bool:
+    """Is one transform of torch.func at work within another, as in a second derivative?"""
+    return (maybe_current_level() or 0) > 1
+
+
 def has_tangent(*tensors: Tensor | None) -> bool:
     """Does forward-mode differentiation follow one of these?"""
     if forward_ad._current_level < 0:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]

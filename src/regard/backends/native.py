@@ -12,7 +12,8 @@ from regard.backends import (
     _ops,  # noqa: F401  # pyright: ignore[reportUnusedImport] - registers the operators: a compiled graph names them
 )
 from regard.backends._base import Backend, Problem, Support
-from regard.backends._direct import attend, has_tangent, is_transformed
+from regard.backends._direct import attend, is_transformed
+from regard.backends._forward_mode import follows_tangent
 from regard.backends._native_inputs import inputs_of
 
 _compiler: Any = torch.compiler  # whose decorators have no types
@@ -36,7 +37,7 @@ class Native(Backend):
             (problem.query.device.type != "cpu", f"it runs on cpu, not on {problem.query.device.type}"),
             (absent is not None, f"it is absent: {absent}"),
             (is_transformed(), "it has no rule for torch.func's transforms (vmap, grad, jvp)"),
-            (_has_tangent(problem), "it has no forward-mode derivative"),
+            (follows_tangent(problem), "it has no forward-mode derivative"),
             (_differentiates_infinity(problem), "it has no gradient through an Inf in query, key or value"),
             (max(problem.sizes.q_len, problem.sizes.kv_len) >= 2**31, "its indices are 32 bits wide"),
         ):
@@ -54,8 +55,3 @@ def _differentiates_infinity(problem: Problem) -> bool:
     if not problem.wants_gradient or problem.finite is not False:
         return False
     return any(bool(tensor.isinf().any()) for tensor in (problem.query, problem.key, problem.value))
-
-
-def _has_tangent(problem: Problem) -> bool:
-    learned = () if problem.position is None else problem.position.parameters()
-    return has_tangent(problem.query, problem.key, problem.value, problem.bias, problem.sink, *learned)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from regard._finite import finite_part
 from regard.backends._base import Backend, Problem, Support
+from regard.backends._direct import is_transformed_twice
+from regard.backends._forward_mode import follows_tangent
 from regard.masks import Causal
 
 _replaced = False
@@ -45,6 +47,8 @@ class Sdpa(Backend):
             (problem.has_term("content"), f"it cannot add the content term of {_name(problem)}"),
             (problem.has_term("value"), f"it cannot add the value term of {_name(problem)}"),
             (problem.return_lse, _why_no_lse(problem)),
+            (follows_tangent(problem), "it has no forward-mode derivative"),
+            (is_transformed_twice(), "it has no second derivative, which a transform within another may be"),
             (problem.finite is False, "query, key or value holds NaN or Inf, which its kernels turn to zeros or leak"),
         ):
             if refused and reason:

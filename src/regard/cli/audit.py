@@ -31,6 +31,8 @@ def audit(
     at: Annotated[tuple[str, ...] | None, Parameter(negative="")] = None,
     layout: Literal["bhnd", "bnhd"] = "bhnd",
     alone: Flag = False,
+    kind: Literal["encoder", "decoder", "encoder_decoder", "vision"] | None = None,
+    causal: bool | None = None,
     strict: Flag = False,
     draw: Path | None = None,
     json_output: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -48,8 +50,8 @@ def audit(
     ----------
     target
         native, sdpa, flex, eager, auto or torch; module:function, called as f(query, key, value, ...);
-        huggingface:NAME, an attention that is registered in transformers; or a whole model, of which the options below
-        but --strict and --json say nothing.
+        huggingface:NAME, an attention that is registered in transformers; or a whole model, of which --kind, --causal,
+        --strict and --json alone say something.
     mask
         Which pairs may attend, parts joined by +: causal+window:4,0. See docs/trust.md.
     scale
@@ -74,6 +76,11 @@ def audit(
         bhnd (batch, heads, length, head_dim) or bnhd, of the tensors that the target takes.
     alone
         Ask the target for nothing: it should do by itself what is declared.
+    kind
+        Of a whole model; known of one of transformers.
+    causal
+        Tokens of a whole model must not see later ones. Left out: those of a decoder. Of a model that is not of
+        transformers it is not asked without this or --kind.
     strict
         Warnings count as findings.
     draw
@@ -90,7 +97,8 @@ def audit(
     try:
         _check_picture(draw)
         if names_model(target):
-            return audit_named_model(target, strict=strict, json_output=json_output)
+            return audit_named_model(target, kind=kind, causal=causal, strict=strict, json_output=json_output)
+        _check_of_attention(target, told=kind is not None or causal is not None)
         found = _audited(wish)
         if draw is not None:
             found.draw(draw)
@@ -140,6 +148,18 @@ def _audited(wish: _Wish) -> Audit:
     finally:
         if "" in sys.path:
             sys.path.remove("")
+
+
+def _check_of_attention(target: str, *, told: bool) -> None:
+    from regard._errors import ArgumentError
+
+    if told:
+        raise ArgumentError(
+            "--kind, --causal",
+            expected="a whole model",
+            got=repr(target),
+            do="Attention is declared by --mask, as in --mask causal.",
+        )
 
 
 def _check_picture(path: Path | None) -> None:

@@ -7,6 +7,10 @@ import re
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from regard.trust.model_leaks.subject import Kind
 
 FACTORY = re.compile(r"[\w.]+:\w+")
 ATTENTION = ("native", "sdpa", "flex", "eager", "auto", "torch")
@@ -27,14 +31,14 @@ def names_model(target: str) -> bool:
     return is_folder or HUB_NAME.fullmatch(target) is not None
 
 
-def audit_named_model(target: str, *, strict: bool, json_output: bool) -> int:
+def audit_named_model(target: str, *, kind: Kind | None, causal: bool | None, strict: bool, json_output: bool) -> int:
     """Load the model, look for leaks, and tell what was found."""
     from regard.cli._app import FAILED, OK
     from regard.trust.model_leaks import audit_model
     from regard.xray.loading import load
 
     loaded = load(target)
-    found = audit_model(loaded.model, loaded.inputs, strict=strict)
+    found = audit_model(loaded.model, loaded.inputs, kind=kind, causal=causal, strict=strict)
     sys.stdout.write(f"{found.json() if json_output else found}\n")
     return OK if found.passed else FAILED
 

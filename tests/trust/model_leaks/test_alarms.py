@@ -73,6 +73,26 @@ def test_a_mask_is_given_in_its_own_dtype() -> None:
     assert [check.state for check in found.checks if check.code == "padding_reaches_tokens"] == ["holds", "holds"]
 
 
+def test_what_is_not_asked_is_listed_with_what_would_ask_it() -> None:
+    def untested(found: Any) -> dict[str, str]:
+        return {check.code: check.told for check in found.checks if check.state == "not tested"}
+
+    class WithoutMask(OfTokens):
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return super().forward(input_ids)
+
+    nothing_said = untested(audited(WithoutMask(0.5)))
+    assert nothing_said == {
+        "future_reaches_past": "nothing says that they must not, so it is taken for an encoder; causal=True says it",
+        "padding_reaches_tokens": "it takes no mask of padding that is known",
+    }
+    assert "later tokens reach earlier ones? not tested: nothing says" in str(audited(WithoutMask(0.5)))
+    assert untested(audited(OfTokens(), causal=False)) == untested(audited(OfTokens(), kind="encoder")) == {}
+    alone = audited(WithoutMask(), {"input_ids": IDS[:1]})
+    assert untested(alone)["batch_mixed"] == "there is one sample: it takes two or more"
+    assert not alone.passed
+
+
 def test_one_sample_has_no_padding_to_tell_of() -> None:
     found = audited(OfTokens(0.5), {"input_ids": IDS[:1]})
     told = {check.told for check in found.checks if check.code == "padding_reaches_tokens"}

@@ -31,6 +31,7 @@ from regard.trust.target import Adapter, Target, as_target
 
 if TYPE_CHECKING:
     from regard.trust.model_leaks import ModelAudit
+    from regard.trust.model_leaks.subject import Kind
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS, BATCH, HEAD_DIM = 4, 2, 16
@@ -64,7 +65,15 @@ def audit(
 
 
 @overload
-def audit(target: nn.Module, *, inputs: Mapping[str, Any], strict: bool = False, seed: int = 0) -> ModelAudit: ...
+def audit(
+    target: nn.Module,
+    *,
+    inputs: Mapping[str, Any],
+    kind: Kind | None = None,
+    causal: bool | None = None,
+    strict: bool = False,
+    seed: int = 0,
+) -> ModelAudit: ...
 
 
 def audit(
@@ -91,6 +100,8 @@ def audit(
     strict: bool = False,
     seed: int = 0,
     inputs: Mapping[str, Any] | None = None,
+    kind: Kind | None = None,
+    causal: bool | None = None,
 ) -> Audit | ModelAudit:
     """Recover what attention really does, black box, and compare it with what is declared.
 
@@ -113,6 +124,8 @@ def audit(
         strict: warnings fail the audit, too.
         seed: of the random scores.
         inputs: what a whole model is called with, by name.
+        kind, causal: of a whole model: what it is, and whether its tokens may see those before them alone. Of one that
+            is not of transformers this is not known otherwise, and whether the future reaches the past is not asked.
 
     Returns:
         Audit: `.passed`, `.findings`, `.mask`, `.scale`, `.softcap`, `.sinks`, `.groups`, and reports of it.
@@ -126,7 +139,7 @@ def audit(
     from regard.trust.model_leaks.subject import transformers_model
 
     if inputs is not None or transformers_model(target):
-        return audit_model(cast("nn.Module", target), inputs, strict=strict, seed=seed)
+        return audit_model(cast("nn.Module", target), inputs, kind=kind, causal=causal, strict=strict, seed=seed)
     declared = Declared.of(
         mask, position=position, bias=bias, scale=scale, softcap=softcap, sink=sink, enable_gqa=enable_gqa
     )

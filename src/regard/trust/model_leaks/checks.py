@@ -15,6 +15,7 @@ from regard.trust.model_leaks.subject import Stream, Subject
 
 PADS = 3
 """Tokens of padding, of all samples but the first."""
+_BATCH = "samples of a batch reach each other"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Question:
 
 
 def questions(subject: Subject, *, gradients: bool, seed: int) -> Iterator[Question]:
-    """Those that have a meaning for this model."""
+    """Those that have a meaning for this model, and last those that would have one if more were known of it."""
 
     def ask(sources: Callable[[Subject], dict[str, Tensor]], places: Places) -> Callable[[Subject], Reached]:
         return lambda subject: reached(subject, sources(subject), places, gradients=gradients, seed=seed)
 
     for stream in subject.streams:
-        what = "" if len(subject.streams) == 1 else f" ({stream.name})"
+        what = _of(stream, subject)
         if stream.causal and stream.length > 1:
             for start in sorted({1, stream.length // 2, stream.length - 1}):
                 name = f"tokens from {start} on reach those before{what}"
@@ -52,7 +53,33 @@ def questions(subject: Subject, *, gradients: bool, seed: int) -> Iterator[Quest
         if stream.causal and subject.kind in ("decoder", "encoder_decoder"):
             yield Question(f"the border of a chunk is seen{what}", "chunks_differ", _chunked(stream))
     if subject.batch > 1:
-        yield Question("samples of a batch reach each other", "batch_mixed", ask(_last_sample, _others(subject)))
+        yield Question(_BATCH, "batch_mixed", ask(_last_sample, _others(subject)))
+    yield from _unasked(subject)
+
+
+def _unasked(subject: Subject) -> Iterator[Question]:
+    """What nothing is known of, so that a report does not pass over it."""
+    for stream in subject.streams:
+        what = _of(stream, subject)
+        if stream.unsaid:
+            why = "nothing says that they must not, so it is taken for an encoder; causal=True says it"
+            yield _untested(f"later tokens reach earlier ones{what}", "future_reaches_past", why)
+        if stream.mask is None:
+            why = "it takes no mask of padding that is known"
+            yield _untested(f"padding reaches tokens{what}", "padding_reaches_tokens", why)
+    if subject.batch == 1:
+        yield _untested(_BATCH, "batch_mixed", "there is one sample: it takes two or more")
+
+
+def _of(stream: Stream, subject: Subject) -> str:
+    return "" if len(subject.streams) == 1 else f" ({stream.name})"
+
+
+def _untested(name: str, code: str, why: str) -> Question:
+    def ask(_: Subject) -> None:
+        raise NotTestedError(why)
+
+    return Question(name, code, ask)
 
 
 # ------------------------------------------------------------------------------------------ places

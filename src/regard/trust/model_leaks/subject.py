@@ -29,7 +29,8 @@ class Stream:
 
     name: of the argument. mask: of the argument with its padding, or None where there is none. length: in tokens.
     causal: whether a token may reach those before it. positions: of the argument with their positions, or None.
-    marks_padding: the mask is True for padding, as torch's modules have it, and not for what is real.
+    marks_padding: the mask is True for padding, as torch's modules have it, and not for what is real. unsaid:
+    nothing says whether a token may see later ones.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stream:
     mask: str | None = None
     positions: str | None = None
     marks_padding: bool = False
+    unsaid: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +121,8 @@ def subject_of(
     causal = True if to_right and causal is None else causal
     sequences = (*tokens.items(), *vectors.items())
     streams = tuple(_stream(name, tensor, chosen, accepts, causal=causal) for name, tensor in sequences)
+    if kind is None and causal is None:
+        streams = tuple(replace(stream, unsaid=True) for stream in streams)
     return Subject(model, chosen, given, streams, accepts, floats, pad)
 
 

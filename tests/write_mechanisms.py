@@ -131,7 +131,7 @@ def measured_table(cards: dict[str, Card]) -> str:
 
 def peer_table(cards: dict[str, Card]) -> str:
     """How much slower others are, or nothing where there is nobody."""
-    lines = ["| beside others | peer | input | x slower | error | theirs |", "|---|---|---|--:|--:|--:|"]
+    lines = ["| beside others | peer | input | their time / ours | error | their error |", "|---|---|---|--:|--:|--:|"]
     for name, row in measured()["pairs"].items():
         if row["mechanism"] in cards and "our_error" in row and "reason" not in row:
             slower = f"{row['ratio']:.2g}" if "ratio" in row else "-"

@@ -114,6 +114,17 @@ def test_the_command_line_tells_in_one_line(capsys, trained, tmp_path):
     assert "nothing was trained there" in told(capsys, "hi", "--from", str(tmp_path / "nowhere"), code=2)
 
 
+def test_it_is_said_when_a_training_here_takes_the_place_of_what_comes_with_regard(
+    capsys, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "out" / "train" / "translation")
+    assert run("run", "translation", "The cat sat.", "--beams", "1") == 0
+    assert capsys.readouterr().err == (
+        "regard run translation: with what was trained in 'out/train/translation', not with what comes with regard\n"
+    )
+
+
 def test_each_line_of_a_file_is_translated(capsys, trained, tmp_path):
     path = tmp_path / "lines.txt"
     path.write_text("\ufeffThe cat sat.\r\nThe dog runs.\r\n", encoding="utf-8")

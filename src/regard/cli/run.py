@@ -48,7 +48,7 @@ def translation(
     file
         Translate each line of this UTF-8 file instead; one line (with --json one JSON value) for each.
     trained
-        Folder of a training run. Left out: out/train/translation.
+        Folder of a training run. Left out: out/train/translation where it is, else the one that comes with regard.
     beams
         How many translations are followed at once.
     heatmap
@@ -85,6 +85,10 @@ def _translator(trained: Path | None) -> TrainedTranslator:
     here = _default("translation")
     if trained is None and is_packaged() and not here.is_dir():
         return packaged_translator()
+    if trained is None and is_packaged():
+        from regard.cli._app import complain
+
+        complain("regard run translation", f"with what was trained in {str(here)!r}, not with what comes with regard")
     return TrainedTranslator.from_run(trained or here)
 
 

@@ -2,7 +2,7 @@
 
 The cache is $REGARD_CACHE, or ~/.cache/regard: one folder for each package and version. A folder appears in one
 rename, after the archive has the sha256 that is written in the code, so what is there is whole; `source.json` in it
-says what it holds. One exception, told by a warning: of a Debian package whose pinned version the mirrors have dropped
+says what it holds. One exception, told by a warning: of a Debian package whose pinned version Debian has dropped
 its successor is taken (see `clients`), and `source.json` says which. Nothing is downloaded unless asked for, and
 nothing of a package is ever imported or run.
 """

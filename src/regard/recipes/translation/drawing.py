@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -94,7 +95,11 @@ def _draw(translation: Translation, path: Path) -> None:
         axes.set_yticks(range(len(targets)), [_plain(word) for word in targets])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
-        figure.savefig(path, dpi=dots, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+        of_svg = path.suffix.lower() == ".svg"
+        with warnings.catch_warnings():
+            if of_svg:  # its words stay words, in a font of whoever looks
+                warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(path, dpi=dots, metadata={"Date": None} if of_svg else None)
 
 
 def _plain(word: str) -> str:

@@ -62,7 +62,7 @@ def page(results: Mapping[str, Result]) -> str:
     ]
     by_text: Mapping[str, Any] = results["none"]["ibm1"]
     rows += [
-        _row(f"IBM model 1, {way}, text of the {text}", numbers)
+        _row(f"IBM model 1, {way}, text of {text}", numbers)
         for text, ways in by_text.items()
         for way, numbers in ways.items()
     ]

@@ -18,9 +18,8 @@ from regard.recipes.comparison import (
     compare_variants,
     markdown_table,
 )
-from regard.recipes.image_classification import data
 from regard.recipes.image_classification.model import ATTENTION
-from regard.recipes.image_classification.recipe import Classification, Config, accuracy_of, baselines
+from regard.recipes.image_classification.recipe import Classification, Config, accuracy_of, baselines, splits_of
 from regard.training.intervals import seeds_interval
 from regard.training.whole_file import write_whole
 
@@ -54,7 +53,7 @@ def compare(
         DataError: the data are not in the cache and not to be downloaded.
         CheckpointError: a run in `folder` cannot go on.
     """
-    splits = data.load(download=download)
+    splits = splits_of(config, download=download)
     results = compare_variants(
         variants(config),
         folder,
@@ -62,10 +61,12 @@ def compare(
         report=lambda task, model, _: accuracy_of(task, model),
         say=say,
         watched=watched,
+        data="" if config.images is None else Classification(config, splits).data_digest(),
     )
     if results is None:
         return None
-    facts = summary(config, results, baselines(Classification(config, splits).splits))
+    used = Classification(config, splits).splits
+    facts = {**summary(config, results, baselines(used)), "test": len(used.test)}
     write_whole(folder / "comparison.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     write_whole(folder / "comparison.md", page(facts))
     return folder / "comparison.md"
@@ -112,11 +113,12 @@ def page(facts: dict[str, Any]) -> str:
         for name, each in facts["baselines"].items()
     ]
     head = ["model", "parameters", "test accuracy", "difference to the plain CNN, points", "seconds a run"]
-    return f"""# Image attention on Fashion-MNIST
+    where = "Fashion-MNIST" if config.get("images") is None else "pictures of one's own"
+    return f"""# Image attention on {where}
 
-Accuracy on the 10,000 test pictures after {config["steps"]} steps of {config["batch_size"]} pictures, for all alike.
-Mean over {count} seeds with a 95 % interval of Student's t; differences are taken seed by seed. The intervals of the
-baselines, which have no seeds, are bootstraps over the test pictures.
+Accuracy on the {facts["test"]:,} test pictures after {config["steps"]} steps of {config["batch_size"]} pictures, for
+all alike. Mean over {count} seeds with a 95 % interval of Student's t; differences are taken seed by seed. The
+intervals of the baselines, which have no seeds, are bootstraps over the test pictures.
 
 {markdown_table(head, [*rows, *baseline_rows])}
 {verdict(facts)}

@@ -59,7 +59,7 @@ class Pictures:
 
     Attributes:
         images: uint8 (pictures, 28, 28); what is worn is bright on black.
-        labels: int64 (pictures,), places in `CLASSES`.
+        labels: int64 (pictures,), places among the classes.
     """
 
     images: Tensor
@@ -75,11 +75,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, what decides, and what is reported."""
+    """What is trained on, what decides, and what is reported; and the names of the classes."""
 
     train: Pictures
     validation: Pictures
     test: Pictures
+    classes: tuple[str, ...] = CLASSES
 
 
 def load(*, download: bool) -> Splits:

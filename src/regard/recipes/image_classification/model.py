@@ -39,8 +39,6 @@ ATTENTION: dict[Attention, Callable[[int], nn.Module]] = {
 }
 """What stands at the end of a block's branch; "self" is the non-local block, attention between all places."""
 
-CLASSES = 10
-
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions, the first one with stride 2, attention, and a projected skip."""
@@ -63,20 +61,21 @@ class ResidualBlock(nn.Module):
 
 
 class CNN(nn.Module):
-    """(batch, 1, 28, 28) to logits (batch, 10).
+    """(batch, 1, 28, 28) to logits (batch, classes).
 
     Args:
         width: channels of the first convolution, a multiple of 8; the blocks have twice and four times as many.
         attention: in both blocks.
+        classes: how many.
     """
 
-    def __init__(self, width: int, attention: Attention) -> None:
+    def __init__(self, width: int, attention: Attention, classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(_convolution(1, width), _norm(width), nn.ReLU())
         self.blocks = nn.Sequential(
             ResidualBlock(width, 2 * width, attention), ResidualBlock(2 * width, 4 * width, attention)
         )
-        self.head = nn.Linear(4 * width, CLASSES)
+        self.head = nn.Linear(4 * width, classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
@@ -84,14 +83,17 @@ class CNN(nn.Module):
 
 
 class ViT(nn.Module):
-    """(batch, 1, side, side) to logits (batch, 10).
+    """(batch, 1, side, side) to logits (batch, classes).
 
     Args:
         embed_dim, num_heads, num_layers: of the encoder; its feed-forward networks are twice as wide.
         side, patch: of the image and of a patch, in pixels.
+        classes: how many.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, num_layers: int, *, side: int = 28, patch: int = 4) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, num_layers: int, *, side: int = 28, patch: int = 4, classes: int = 10
+    ) -> None:
         super().__init__()
         self.grid = side // patch
         self.patches = nn.Conv2d(1, embed_dim, patch, stride=patch)
@@ -100,7 +102,7 @@ class ViT(nn.Module):
         self.encoder = TransformerEncoder(
             embed_dim, num_heads, num_layers, activation="gelu", dim_feedforward=2 * embed_dim
         )
-        self.head = nn.Linear(embed_dim, CLASSES)
+        self.head = nn.Linear(embed_dim, classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """See the class."""
@@ -118,7 +120,7 @@ class ClassAttention:
     Attributes:
         patches: (heads, grid, grid), its weights on the patches; they sum to 1 - to_itself.
         to_itself: (heads,), its weight on itself, which is no place of the image.
-        logits: (10,), of the same pass.
+        logits: (classes,), of the same pass.
     """
 
     patches: Tensor

@@ -3,6 +3,7 @@
 regard train image_classification --download                        a ViT
 regard train image_classification --set model=cnn --set attention=se
 regard train image_classification --compare --out DIR               all of them, three seeds each
+regard train image_classification --set images=FOLDER               your own pictures, named in FOLDER/labels.tsv
 regard run image_classification photo.png --heatmap where.png
 """
 
@@ -24,9 +25,11 @@ from regard.recipes.image_classification import data
 from regard.recipes.image_classification.data import CLASSES, SIDE, Pictures, Splits
 from regard.recipes.image_classification.model import CNN, Attention, ViT, class_attention
 from regard.recipes.image_classification.overlay import check_target, draw_class_attention
+from regard.recipes.image_classification.own_pictures import keep_classes, kept_classes, load_own
 from regard.recipes.pictures import read_picture
 from regard.recipes.trained import open_run
 from regard.training.config import TrainingConfig
+from regard.training.data_digest import digest_of
 from regard.training.intervals import mean_interval
 from regard.training.order import shuffled_batches
 from regard.training.state import load_weights
@@ -47,6 +50,7 @@ class Config(TrainingConfig):
         embed_dim, num_heads, num_layers: of the ViT.
         batch_size: pictures.
         augment: move training pictures by up to 2 pixels, and mirror half of them.
+        images: a folder of one's own pictures with `labels.tsv` instead of Fashion-MNIST; see `own_pictures`.
         pictures: how many of each split are used; 0 is all. For tries.
     """
 
@@ -58,6 +62,7 @@ class Config(TrainingConfig):
     num_layers: int = Field(4, ge=1)
     batch_size: int = Field(128, ge=1)
     augment: bool = True
+    images: str | None = None
     pictures: int = Field(0, ge=0)
     steps: int = Field(1716, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
@@ -69,15 +74,27 @@ class Config(TrainingConfig):
 
 
 class Classification:
-    """The task: pictures to one of ten classes."""
+    """The task: pictures to one of some classes."""
 
     metric: str = "accuracy"
 
     def __init__(self, config: Config, splits: Splits) -> None:
         self.config = config
-        self.splits = Splits(*(part.first(config.pictures) for part in (splits.train, splits.validation, splits.test)))
+        train, validation, test = (
+            part.first(config.pictures) for part in (splits.train, splits.validation, splits.test)
+        )
+        self.splits = Splits(train, validation, test, splits.classes)
         self._padded = functional.pad(self.splits.train.images, (SHIFT,) * 4)
-        self.model: nn.Module = build(config)
+        self.model: nn.Module = build(config, len(splits.classes))
+
+    def keep(self, folder: Path) -> None:
+        """What the trained model cannot be used without."""
+        keep_classes(self.splits.classes, folder)
+
+    def data_digest(self) -> str:
+        """Of the training pictures and their labels."""
+        train = self.splits.train
+        return digest_of(train.images.flatten(1), [train.labels])
 
     def order(self, epoch: int) -> list[list[int]]:
         """An example's number also says in which epoch it is seen, so that it is moved otherwise in each."""
@@ -126,20 +143,25 @@ def make_task(config: Config, *, download: bool) -> Classification:
     Raises:
         DataError: the data are not in the cache and not to be downloaded.
     """
-    return Classification(config, data.load(download=download))
+    return Classification(config, splits_of(config, download=download))
 
 
-def build(config: Config) -> CNN | ViT:
+def splits_of(config: Config, *, download: bool) -> Splits:
+    """The pictures that the configuration names."""
+    return data.load(download=download) if config.images is None else load_own(Path(config.images))
+
+
+def build(config: Config, classes: int = len(CLASSES)) -> CNN | ViT:
     """The model of a configuration, with the weights of its seed."""
     with drawn_from(config.seed):
         if config.model == "vit":
-            return ViT(config.embed_dim, config.num_heads, config.num_layers, side=SIDE)
-        return CNN(config.width, config.attention)
+            return ViT(config.embed_dim, config.num_heads, config.num_layers, side=SIDE, classes=classes)
+        return CNN(config.width, config.attention, classes)
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, split: Pictures) -> Tensor:
-    """(pictures, 10) in float32 on the CPU."""
+    """(pictures, classes) in float32 on the CPU."""
     device = next(model.parameters()).device
     parts = (data.normalised(images).to(device) for images in torch.split(split.images, _AT_ONCE))
     return torch.cat([model(part).float().cpu() for part in parts])
@@ -154,7 +176,7 @@ def accuracy_of(task: Classification, model: nn.Module) -> dict[str, Any]:
     """Accuracy on the test split with its 95 % interval, and by class."""
     test = task.splits.test
     right = logits_of(model.eval(), test).argmax(1) == test.labels
-    of_class = {name: right[test.labels == place] for place, name in enumerate(CLASSES)}
+    of_class = {name: right[test.labels == place] for place, name in enumerate(task.splits.classes)}
     found = part_of(right)
     return {
         "accuracy": found["mean"],
@@ -167,7 +189,9 @@ def accuracy_of(task: Classification, model: nn.Module) -> dict[str, Any]:
 def baselines(splits: Splits) -> dict[str, dict[str, float]]:
     """What needs no training: the nearest mean picture of a class, and the nearest training picture, by pixels."""
     train, test = (_flat(split) for split in (splits.train, splits.test))
-    means = torch.stack([train[splits.train.labels == place].mean(0).nan_to_num() for place in range(len(CLASSES))])
+    means = torch.stack(
+        [train[splits.train.labels == place].mean(0).nan_to_num() for place in range(len(splits.classes))]
+    )
     to_means = torch.cdist(test, means).argmin(1)
     size = train.square().sum(1)
     nearest = torch.cat([torch.argmin(size - 2.0 * (part @ train.T), 1) for part in torch.split(test, _AT_ONCE)])
@@ -205,7 +229,8 @@ def run(picture: Path, *, folder: Path, heatmap: Path | None = None) -> dict[str
         check_target(heatmap)
     image = data.preprocessed(read_picture(picture))
     config, weights = open_run(folder, Config, "image_classification")
-    model = build(config).eval()
+    classes = kept_classes(folder, own=config.images is not None)
+    model = build(config, len(classes)).eval()
     load_weights(model, weights)
     if heatmap is not None and not isinstance(model, ViT):
         raise UnsupportedError(
@@ -222,7 +247,7 @@ def run(picture: Path, *, folder: Path, heatmap: Path | None = None) -> dict[str
         }
     else:
         seen, chances = None, torch.softmax(model(data.normalised(image)[None])[0], 0)
-    ranked = sorted(zip(CLASSES, map(float, chances), strict=True), key=lambda each: -each[1])
+    ranked = sorted(zip(classes, map(float, chances), strict=True), key=lambda each: -each[1])
     found["probabilities"] = [{"class": name, "probability": chance} for name, chance in ranked]
     if heatmap is not None and seen is not None:
         draw_class_attention(image, seen, f"{ranked[0][0]} ({ranked[0][1]:.0%})", heatmap)

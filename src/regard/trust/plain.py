@@ -27,8 +27,22 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -
         scores = torch.cat([scores, sink.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
     weights = scores.softmax(-1)[..., : key.shape[2]].masked_fill(empty, 0.0)
     output = _combine(_dropped(weights, options), value, options)
+    alone = allowed.sum(-1, keepdim=True) == 1
+    if sink is None and bool(alone.any()):
+        output = torch.where(alone, _divided_last(scores, value, options), output)
     lse = scores.logsumexp(-1).masked_fill(empty.squeeze(-1), -math.inf)
     return (output, lse) if options.get("return_lse") else output
+
+
+def _divided_last(scores: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
+    """The same with the division after the product, as fused kernels write it.
+
+    In softmax's own backward, P (dP - sum P dP), a row with one key gives exact zeros: a number less itself. Here the
+    second term is a sum over channels, dO O, and what is left are the roundings of both. A yardstick has to have them:
+    to be exact by luck is no measure.
+    """
+    raised = torch.exp(scores - scores.amax(-1, keepdim=True).detach())
+    return _combine(_dropped(raised, options), value, options) / raised.sum(-1, keepdim=True)
 
 
 def _scores(query: Tensor, key: Tensor, options: dict[str, Any]) -> Tensor:

@@ -36,4 +36,4 @@ def test_every_question_is_told(page: str) -> None:
     asked = {question.code for question in questions(subject, gradients=False, seed=0)}
     told = set(re.findall(r"^\| .* \| `(\w+)` \|$", section(page, MODELS), re.MULTILINE))
     assert asked <= told
-    assert told - asked == {"padding_reaches_tokens", "documents_cross"}  # which that model has no argument for
+    assert told - asked == {"documents_cross"}  # which that model has no argument for

@@ -35,6 +35,12 @@ def test_findings_end_with_1(capsys):
     assert "scale_differs" in printed
 
 
+@pytest.mark.parametrize("option", ["--causal", "--no-causal", "--kind=decoder"])
+def test_what_is_said_of_models_says_nothing_of_attention(capsys, option):
+    assert run("eager", option, *QUICK) == 2
+    assert "--kind, --causal: expected a whole model, got 'eager'" in capsys.readouterr().err
+
+
 def test_json_is_for_machines(capsys):
     assert run("eager", "--sink=0.0", "--sink=1.0", "--alone", "--json", *QUICK) == 1
     facts = json.loads(capsys.readouterr().out)

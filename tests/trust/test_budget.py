@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from regard.trust import budget
+from regard.trust.plain import plain_attention
 
 
 @pytest.mark.parametrize("factor", [budget.FORWARD_FACTOR, budget.GRADIENT_FACTOR])
@@ -33,3 +34,13 @@ def test_twice_the_error_of_plain_torch_and_a_rounding():
 def test_float64_has_a_cap_alone():
     exact = torch.randn(4, dtype=torch.float64)
     assert budget.forward(exact + 1, exact) == 1e-12
+
+
+def test_plain_torch_errs_where_a_row_sees_one_key():
+    """The truth is zero. Exact by luck, plain torch would allow no rounding to what divides after the product."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 16, 64)[:, :, :length].requires_grad_() for length in (16, 1, 1))
+    output = plain_attention(query, key, value)
+    assert torch.equal(output, value.expand_as(output))
+    found = torch.autograd.grad((output * torch.randn_like(output)).sum(), (query, key))
+    assert all(0.0 < float(each.abs().max()) < 1e-4 for each in found)

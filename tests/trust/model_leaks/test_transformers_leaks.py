@@ -136,4 +136,7 @@ def test_the_command_takes_models(tiny_bert: Path, capsys: pytest.CaptureFixture
     code, out = ran(capsys, f"{__name__}:leaking")
     assert code == 1
     assert "batch_mixed: samples of a batch reach each other" in out
+    assert "later tokens reach earlier ones? not tested" in out
+    code, out = ran(capsys, f"{__name__}:leaking", "--causal")
+    assert (code, "future_reaches_past" in out) == (1, True)
     torch.manual_seed(0)

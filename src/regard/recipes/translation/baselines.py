@@ -67,7 +67,7 @@ class GruTranslator(nn.Module):
     def generate(self, source: Tensor, lengths: Tensor, *, beams: int, most_pieces: int) -> Generated:
         """See `Translator`."""
         self.eval()
-        read, state = self._read(source.repeat_interleave(beams, 0), lengths.repeat_interleave(beams, 0))
+        read, state = self._read(source, lengths, beams=beams)
 
         def step(texts: Tensor) -> Tensor:
             nonlocal state
@@ -87,9 +87,10 @@ class GruTranslator(nn.Module):
     def _embedded(self, pieces: Tensor) -> Tensor:
         return self.dropout(self.embedding(pieces) * math.sqrt(self.embedding.embedding_dim))
 
-    def _read(self, source: Tensor, lengths: Tensor) -> tuple[_Read, Tensor]:
-        """What each step of the decoder needs, and its first state (batch, hidden)."""
-        states = read_both_ways(self.encoder, self._embedded(source), lengths)
+    def _read(self, source: Tensor, lengths: Tensor, *, beams: int = 1) -> tuple[_Read, Tensor]:
+        """What each step of the decoder needs, and its first state (batch * beams, hidden); a source is read once."""
+        states = read_both_ways(self.encoder, self._embedded(source), lengths).repeat_interleave(beams, 0)
+        lengths = lengths.repeat_interleave(beams, 0)
         real = torch.arange(states.shape[1], device=source.device) < lengths[:, None]
         mean = (states * real[..., None]).sum(1) / lengths[:, None]
         keys = self.of_source(states)

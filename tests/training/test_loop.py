@@ -61,9 +61,12 @@ def torchrun(folder: Path, *settings: str, processes: int = 2) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 
-@pytest.mark.parametrize("settings", [(), ("accumulate=2",), ("sharding=full",), ("average_decay=0",)])
+@pytest.mark.parametrize(
+    "settings", [(), ("accumulate=2",), ("sharding=full",), ("average_decay=0",), ("optimizer=muon",)]
+)
 def test_two_processes_train_as_one(tmp_path, settings):
-    trained(tmp_path / "one", steps=5, average_decay=0.0 if "average_decay=0" in settings else 0.999)
+    same = {"optimizer=muon": {"optimizer": "muon"}, "average_decay=0": {"average_decay": 0.0}}
+    trained(tmp_path / "one", steps=5, **{key: value for name in settings for key, value in same.get(name, {}).items()})
     torchrun(tmp_path / "two", "steps=5", *settings)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
@@ -105,8 +108,9 @@ def test_all_processes_end_when_one_cannot_write(tmp_path):
     assert "CheckpointError: the checkpoint of step 3 is not written; the process that writes says why" in told[1]
 
 
-def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(tmp_path):
-    with_chance = {"dropout_p": 0.1, "dropout_start": 0.3, "dropout_end": 0.1}
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_sigterm_saves_and_the_run_goes_on_to_the_same_bits(tmp_path, optimizer):
+    with_chance = {"dropout_p": 0.1, "dropout_start": 0.3, "dropout_end": 0.1, "optimizer": optimizer}
     whole = trained(tmp_path / "whole", steps=10, **with_chance)
     task, config = tiny_task(**{**NO_CHANCE, "steps": 10, **with_chance})
     calls = []

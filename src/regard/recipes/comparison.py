@@ -21,7 +21,8 @@ from accelerate.utils import send_to_device  # pyright: ignore[reportMissingType
 from regard._errors import DataError
 from regard.training.config import TrainingConfig
 from regard.training.loop import train
-from regard.training.setup import adamw_for, computes_in_bfloat16
+from regard.training.optimizers import optimizer_for
+from regard.training.setup import computes_in_bfloat16
 from regard.training.sources import sha256_of
 from regard.training.task import Task
 from regard.training.whole_file import write_whole
@@ -89,7 +90,7 @@ def expected_seconds(task: Task, config: TrainingConfig, *, tries: int = 3) -> f
     task.model.to(device)
     kept = {name: value.clone() for name, value in task.model.state_dict().items()}
     drawn = torch.get_rng_state()
-    optimizer = adamw_for(task.model, config)
+    optimizer = optimizer_for(task.model, config)
     order = task.order(0)
     if not order:
         raise DataError("the task has no batches: its data are fewer than one batch. Give more, or lower batch_size.")

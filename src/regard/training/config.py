@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Sharding = Literal["none", "full"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 class TrainingConfig(BaseModel):
@@ -20,10 +21,11 @@ class TrainingConfig(BaseModel):
         seed: of the weights, the order of examples and dropout.
         steps: how many times the weights are changed.
         accumulate: parts that a batch is cut into, one after another; less memory, the same gradient.
+        optimizer: "adamw", or "muon" for hidden matrices beside AdamW for the rest; see `regard.training.optimizers`.
         learning_rate: the highest, reached after warmup_steps; see `regard.training.schedule`.
         warmup_steps: of a linear rise from 0.
         final_rate: the last learning rate, as a part of the highest.
-        weight_decay: of AdamW, for matrices only.
+        weight_decay: for matrices only.
         beta1, beta2: of AdamW.
         clip_norm: gradients are scaled down to this norm; 0 is off.
         label_smoothing: for recipes whose loss is a cross entropy.
@@ -45,6 +47,7 @@ class TrainingConfig(BaseModel):
     seed: int = Field(1, ge=0, lt=2**32)
     steps: int = Field(1000, ge=1)
     accumulate: int = Field(1, ge=1)
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(100, ge=0)
     final_rate: float = Field(0.05, ge=0, le=1)
@@ -71,6 +74,12 @@ class TrainingConfig(BaseModel):
     def _dropout_has_two_ends(self) -> Self:
         if (self.dropout_start is None) != (self.dropout_end is None):
             raise ValueError("dropout_start and dropout_end: expected both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _muon_needs_whole_matrices(self) -> Self:
+        if self.optimizer == "muon" and self.sharding != "none":
+            raise ValueError("optimizer: expected 'adamw' with sharding 'full': Muon needs each matrix whole")
         return self
 
     def decisive(self) -> dict[str, object]:

@@ -27,9 +27,10 @@ from regard.training.checkpoint import Checkpoints
 from regard.training.config import TrainingConfig
 from regard.training.interruption import StopRequest
 from regard.training.monitor import Monitor
+from regard.training.optimizers import optimizer_for
 from regard.training.processes import Processes
 from regard.training.schedule import rate_at
-from regard.training.setup import adamw_for, dropout_for, seed_all
+from regard.training.setup import dropout_for, seed_all
 from regard.training.state import TrainingState, load_tensors, load_weights, whole_tensors, whole_weights
 from regard.training.task import Batch, Task
 from regard.training.whole_file import write_whole
@@ -106,7 +107,7 @@ class _Run:
         self.watched = watched and self.processes.first
         apart = bool(config.average_decay) or config.sharding != "none"
         self.evaluated = copy.deepcopy(task.model) if apart else task.model
-        self.objective, self.optimizer = self.processes.prepared(_Objective(task), adamw_for(task.model, config))
+        self.objective, self.optimizer = self.processes.prepared(_Objective(task), optimizer_for(task.model, config))
         self.evaluated.to(self.processes.device)
         self.average = WeightAverage(task.model, config.average_decay) if config.average_decay else None
         self.dropout = dropout_for(task.model, config)

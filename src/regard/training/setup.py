@@ -1,4 +1,4 @@
-"""What a run is set up from: precision, optimizer, dropout schedule, the random numbers of a step."""
+"""What a run is set up from: precision, dropout schedule, the random numbers of a step."""
 
 from __future__ import annotations
 
@@ -21,21 +21,6 @@ def computes_in_bfloat16(config: TrainingConfig) -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" in _cpu_flags()
-
-
-def adamw_for(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW; vectors (biases, norms, gains) do not decay."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
 
 
 def dropout_for(model: nn.Module, config: TrainingConfig) -> DropoutSchedule | None:

@@ -218,6 +218,31 @@ def test_dropout_of_one_is_zero():
     )
 
 
+def test_dropout_without_a_seed_is_drawn_from_torchs_generator():
+    given = problem()
+    torch.manual_seed(3)
+    first, second = (reference.attention(*given, dropout_p=0.5).output for _ in range(2))
+    torch.manual_seed(3)
+    assert torch.equal(reference.attention(*given, dropout_p=0.5).output, first)
+    assert not torch.equal(first, second)
+
+
+def test_heads_are_grouped_only_when_asked():
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        reference.attention(*problem(kv_heads=2))
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_no_nan_on_the_way_back_through_a_row_that_sees_nothing():
+    """Not even one that is masked later: under `detect_anomaly` a user would be told of it."""
+    given = tuple(tensor.requires_grad_() for tensor in problem())
+    mask = torch.ones(5, 5, dtype=torch.bool)
+    mask[2] = False
+    with torch.autograd.detect_anomaly():
+        reference.attention(*given, mask=mask).output.sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in given)
+
+
 def test_a_query_that_is_nan_and_sees_a_key_that_is_nan_alone_is_nan():
     nan, one = torch.full((1, 1, 1, 4), torch.nan), torch.ones(1, 1, 1, 4)
     assert regard.attention(nan, nan, one, backend="eager").isnan().all()

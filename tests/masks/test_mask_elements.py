@@ -173,6 +173,7 @@ def test_f03_a_batch_of_no_samples():
     assert Padding([]).dense(2, 3).shape == (0, 1, 2, 3)
     assert Padding([]).blocks(2, 3, 2).kinds.shape == (0, 1, 1, 2)
     assert Dense(torch.ones(0, 3, 2, 3, dtype=torch.bool)).blocks(2, 3, 2).kinds.shape == (0, 3, 1, 2)
+    assert Dense(torch.ones(0, 3, dtype=torch.bool)).blocks(0, 3, 2).kinds.shape == (1, 1, 0, 2)
 
 
 def test_f30_dense_takes_any_strides():

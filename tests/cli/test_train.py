@@ -12,7 +12,9 @@ import pytest
 
 from regard.cli import train as command
 from regard.cli._app import TRAINING
-from regard.recipes import RECIPES, find_comparison
+from regard.cli.settings import explanations
+from regard.recipes import RECIPES, find, find_comparison
+from regard.training import TrainingConfig
 from tests.cli.test_app import run
 
 
@@ -23,6 +25,19 @@ def test_a_value_that_is_none_is_told_in_one_line(capsys, value):
     assert told.out == ""
     assert told.err.startswith("regard train language_model: --set steps: expected ")
     assert told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("recipe", [each.name for each in RECIPES])
+def test_every_setting_is_explained(capsys, recipe):
+    config = find(recipe).Config
+    told = explanations(config)
+    assert sorted(told) == sorted(config.model_fields)
+    assert run("train", recipe, "--settings", "--set", "steps=7") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "steps=7" in lines
+    assert lines[lines.index("steps=7") + 1] == "    how many times the weights are changed."
+    assert lines[0].partition("=")[0] not in TrainingConfig.model_fields  # what the recipe adds comes first
+    assert all(len(line) <= 104 for line in lines)
 
 
 def test_an_interruption_says_how_to_go_on(capsys, monkeypatch):

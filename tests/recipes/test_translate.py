@@ -230,7 +230,7 @@ def test_a_long_sentence_is_cut_at_spaces(translator):
 
 
 def test_train_tells_settings_and_refuses_others(capsys):
-    assert run("train", "translation", "--settings", "--set", "steps=7") == 0
+    assert run("train", "translation", "--settings", "--json", "--set", "steps=7") == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 7
     for setting, why in [
         ("steps=0", "--set steps: expected Input should be greater than or equal to 1, got '0'"),

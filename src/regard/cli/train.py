@@ -50,9 +50,9 @@ def train(
     compare
         Train every variant of the recipe at equal budget, and write the comparison.
     list_settings
-        Print the settings with their values, and train nothing.
+        Print the settings with their values and what they mean, and train nothing.
     json_output
-        Print the report as JSON on standard output.
+        Print the report, or the settings, as JSON on standard output.
     """
     from regard._errors import RegardError
     from regard.cli._app import INTERRUPTED, OK, WRONG_USAGE, complain
@@ -61,7 +61,7 @@ def train(
         recipe = _recipe(name)
         config = configured(recipe.Config, settings or [])
         if list_settings:
-            sys.stdout.write(config.model_dump_json(indent=2) + "\n")
+            _list(config, as_json=json_output)
             return OK
         _check_packages()
         folder = out or OUT / (f"{name}-comparison" if compare else name)
@@ -78,6 +78,12 @@ def train(
         )
         return INTERRUPTED
     return OK
+
+
+def _list(config: TrainingConfig, *, as_json: bool) -> None:
+    from regard.cli.settings import settings_text
+
+    sys.stdout.write(config.model_dump_json(indent=2) + "\n" if as_json else settings_text(config))
 
 
 def _check_packages() -> None:

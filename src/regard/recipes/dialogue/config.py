@@ -21,14 +21,16 @@ class Config(TrainingConfig):
         slots: vectors of "ema", tokens of "recurrent".
         decay: lambda of "ema" at the beginning; it is learned for each slot.
         reach: tokens of "cache" beside the segment.
-        embed_dim, num_heads, num_layers, dropout_p: sizes; the feed-forward width follows from the budget.
+        embed_dim, num_heads, num_layers: sizes of the model; its feed-forward width follows from the budget.
+        dropout_p: of the model.
         segment: tokens that are read at once.
         gradient_segments: how many segments the gradient goes back.
         batch_tokens: tokens in a batch, at most.
         most_tokens: longer conversations are trained on in parts of so many tokens. Tests read them whole.
         vocabulary: of the text; three tokens come in addition.
         validation_conversations: how many are evaluated while training.
-        distances: of stories, in turns; as many of each. facts: supporting facts, 1 or 2.
+        distances: of stories, in turns; as many of each.
+        facts: supporting facts of a story, 1 or 2.
         story_turns: of six words each.
         test_stories: for each distance.
     """

@@ -26,8 +26,12 @@ class Config(TrainingConfig):
 
     Args:
         text: a UTF-8 file instead of Shakespeare.
-        embed_dim, num_heads, num_layers, dropout_p: sizes of the model. Its feed-forward width follows from the budget.
-        mixer, position, gate, window: the variant, see `LanguageModel`.
+        embed_dim, num_heads, num_layers: sizes of the model. Its feed-forward width follows from the budget.
+        dropout_p: of the model.
+        mixer: "attention" or "s4d", a state space; what mixes characters.
+        position: of attention: "rope", "alibi", "t5", "sinusoid" or "none".
+        gate: of the heads' outputs: "none" or "element", see `MultiHeadAttention`.
+        window: how many characters one sees, itself included; 0 is all before it.
         length: characters of a training window.
         batch_size: windows in a batch.
         test_lengths: windows that the test is read in.

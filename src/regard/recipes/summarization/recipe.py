@@ -37,12 +37,17 @@ class Config(TrainingConfig):
     """`TrainingConfig`, and for this recipe:
 
     Args:
-        corpus: see `regard.recipes.summarization.data`.
-        file: the documents of "file" and "peps".
-        encoder, style: the variant.
+        corpus: "descriptions" or "man_pages" of Debian, "peps", or "file" for documents of one's own.
+        file: where the documents of "file" and "peps" are.
+        encoder: "flat" cuts a document short, "windowed" sees near tokens, "hierarchical" has sentences and paragraphs.
+        style: "abstractive" writes a summary, "extractive" chooses sentences.
         pieces: size of the vocabulary.
-        embed_dim, num_heads, encoder_layers, decoder_layers, window, dropout_p: see `Sizes`.
-        flat_tokens: where the flat encoder cuts a document, `long_tokens` where the others do; the corpus's if 0.
+        embed_dim, num_heads: width and heads of every block.
+        encoder_layers, decoder_layers: blocks; of the encoder at least 5, so that the hierarchy has two over tokens.
+        window: tokens seen on either side by the windowed encoder.
+        dropout_p: of all blocks.
+        flat_tokens: where the flat encoder cuts a document; the corpus's if 0.
+        long_tokens: where the other encoders do; the corpus's if 0.
         words: of an extract and of the lead; the corpus's if 0.
         batch_tokens: most tokens of a batch, padding counted: the same for all variants.
         beams: of the written summaries of the test; 1 is greedy. Nothing is forbidden to be repeated.

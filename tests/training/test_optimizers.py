@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from regard.nn import LinearAttention, MultiHeadAttention
 from regard.recipes.translation.recipe import Config, build
 from regard.training import TrainingConfig
 from regard.training.optimizers import optimizer_for
@@ -59,6 +60,41 @@ def test_a_change_has_singular_values_of_about_one_size(size):
     assert within.min() > 0.4
     assert within.max() < 1.4
     assert torch.diagonal(left.T @ change @ right.T).min() > 0.4  # along the gradient's own directions, downhill
+
+
+def step_of(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The change of a matrix that stands alone."""
+    model = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    model.weight.data.copy_(weight)
+    model.weight.grad = gradient
+    optimizer_for(model, MUON).step()
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "rows"),
+    [
+        (lambda: MultiHeadAttention(8, 2), "in_proj_weight", (8, 8, 8)),
+        (lambda: MultiHeadAttention(8, 4, kv_heads=2, value_dim=3), "in_proj_weight", (8, 4, 6)),
+        (lambda: LinearAttention(8, 2), "in_proj_weight", (8, 8, 8)),
+        (lambda: nn.MultiheadAttention(8, 2), "in_proj_weight", (8, 8, 8)),
+        (lambda: nn.GRU(6, 4), "weight_ih_l0", (4, 4, 4)),
+        (lambda: nn.LSTMCell(6, 4), "weight_hh", (4, 4, 4, 4)),
+    ],
+    ids=["attention", "grouped attention", "linear attention", "torch's attention", "gru", "lstm cell"],
+)
+def test_matrices_in_one_tensor_are_changed_one_by_one(module, name, rows):
+    torch.manual_seed(0)
+    model = module()
+    weight = getattr(model, name)
+    gradient = torch.cat([10.0**-part * torch.randn(count, weight.shape[1]) for part, count in enumerate(rows)])
+    begun = weight.detach().clone()
+    weight.grad = gradient.clone()
+    optimizer = optimizer_for(model, MUON)
+    optimizer.step()
+    alone = [step_of(*each) for each in zip(begun.split(rows), gradient.split(rows), strict=True)]
+    assert torch.equal(weight.detach(), torch.cat(alone))
+    torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], 0.05 * gradient)
 
 
 def test_vectors_change_as_with_adamw():

@@ -72,6 +72,7 @@ class HeadProjections(nn.Module):
         require_probability(dropout_p=dropout_p)
         self.embed_dim, self.num_heads = embed_dim, num_heads
         self.dropout_p, self.causal, self.backend = dropout_p, causal, backend
+        self.in_proj_widths = (embed_dim, embed_dim, embed_dim)
         self.in_proj_weight, self.in_proj_bias = stacked_maps(3, embed_dim, bias=bias, device=device, dtype=dtype)
         self.out_proj = LinearMap(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         nn.init.xavier_uniform_(self.out_proj.weight)

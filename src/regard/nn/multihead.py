@@ -141,7 +141,7 @@ class MultiHeadAttention(nn.Module):
         self.position = checked_position(
             position, heads=num_heads, widths=(self.head_dim, self.value_dim), pad_to=pad_to
         )
-        self._widths = (num_heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim)
+        self.in_proj_widths = (num_heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.value_dim)
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self._make_projections(made, bias=bias)
         self.query_norm, self.key_norm = norm_of(qk_norm, self.head_dim, made), norm_of(qk_norm, self.head_dim, made)
@@ -154,12 +154,14 @@ class MultiHeadAttention(nn.Module):
 
     def _make_projections(self, made: dict[str, Any], *, bias: bool) -> None:
         fused = self.kdim == self.vdim == self.embed_dim
-        queries, keys, values = self._widths
-        self.in_proj_weight = nn.Parameter(torch.empty(sum(self._widths), self.embed_dim, **made)) if fused else None
+        queries, keys, values = self.in_proj_widths
+        self.in_proj_weight = (
+            nn.Parameter(torch.empty(sum(self.in_proj_widths), self.embed_dim, **made)) if fused else None
+        )
         self.q_proj_weight = None if fused else nn.Parameter(torch.empty(queries, self.embed_dim, **made))
         self.k_proj_weight = None if fused else nn.Parameter(torch.empty(keys, self.kdim, **made))
         self.v_proj_weight = None if fused else nn.Parameter(torch.empty(values, self.vdim, **made))
-        self.in_proj_bias = nn.Parameter(torch.empty(sum(self._widths), **made)) if bias else None
+        self.in_proj_bias = nn.Parameter(torch.empty(sum(self.in_proj_widths), **made)) if bias else None
         self.out_proj = LinearMap(self.num_heads * self.value_dim, self.embed_dim, bias=bias, **made)
 
     def reset_parameters(self) -> None:
@@ -218,7 +220,7 @@ class MultiHeadAttention(nn.Module):
         """(batch, heads, length, width) of each. What is projected alike is projected in one product."""
         if key is None and value is None and self.in_proj_weight is not None:
             together = linear(query, self.in_proj_weight, self.in_proj_bias)
-            queries, keys, values = torch.split_with_sizes(together, self._widths, -1)
+            queries, keys, values = torch.split_with_sizes(together, self.in_proj_widths, -1)
         else:
             key = query if key is None else key
             queries = self._projected(0, query)
@@ -230,16 +232,16 @@ class MultiHeadAttention(nn.Module):
         check_tokens("value", value, self.vdim)
         if key is not value or self.in_proj_weight is None:
             return self._projected(1, key), self._projected(2, value)
-        begin = self._widths[0]
+        begin = self.in_proj_widths[0]
         bias = None if self.in_proj_bias is None else self.in_proj_bias[begin:]
         together = linear(key, self.in_proj_weight[begin:], bias)
-        keys, values = torch.split_with_sizes(together, self._widths[1:], -1)
+        keys, values = torch.split_with_sizes(together, self.in_proj_widths[1:], -1)
         return keys, values
 
     def _projected(self, which: int, states: Tensor) -> Tensor:
         """0 projects queries, 1 keys, 2 values."""
-        begin = sum(self._widths[:which])
-        rows = slice(begin, begin + self._widths[which])
+        begin = sum(self.in_proj_widths[:which])
+        rows = slice(begin, begin + self.in_proj_widths[which])
         weight = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)[which]
         if weight is None:
             if self.in_proj_weight is None:

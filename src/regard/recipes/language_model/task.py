@@ -30,7 +30,7 @@ class Config(TrainingConfig):
         dropout_p: of the model.
         mixer: "attention" or "s4d", a state space; what mixes characters.
         position: of attention: "rope", "alibi", "t5", "sinusoid" or "none".
-        gate: of the heads' outputs: "none" or "element", see `MultiHeadAttention`.
+        gate: of the heads' outputs: "none", "element" or "head", see `MultiHeadAttention`.
         window: how many characters one sees, itself included; 0 is all before it.
         length: characters of a training window.
         batch_size: windows in a batch.

@@ -97,6 +97,17 @@ def test_matrices_in_one_tensor_are_changed_one_by_one(module, name, rows):
     torch.testing.assert_close(optimizer.state[weight]["momentum_buffer"], 0.05 * gradient)
 
 
+def test_nothing_that_is_trained_is_forgotten():
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.LSTM(4, 6, proj_size=2), nn.MultiheadAttention(4, 2, kdim=3, vdim=5), nn.Conv1d(2, 3, 3)])
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = optimizer_for(model, MUON)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert not any(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+
+
 def test_vectors_change_as_with_adamw():
     torch.manual_seed(0)
     one, other = nn.LayerNorm(8), nn.LayerNorm(8)

@@ -19,9 +19,10 @@ _WIDTH = 100
 
 def settings_text(config: TrainingConfig) -> str:
     """`key=value`, and below it what it means; the recipe's own settings come first."""
+    from regard.training.config import TrainingConfig
+
     told = explanations(type(config))
-    inherited = set(type(config).model_fields) - _own(type(config))
-    keys = sorted(type(config).model_fields, key=lambda key: key in inherited)
+    keys = sorted(type(config).model_fields, key=lambda key: key in TrainingConfig.model_fields)
     return "\n".join(_lines(key, getattr(config, key), told.get(key, "")) for key in keys) + "\n"
 
 
@@ -42,13 +43,6 @@ def _entries(docstring: str) -> Iterator[tuple[str, str]]:
         if match:
             for key in match["keys"].split(", "):
                 yield key, match["text"]
-
-
-def _own(config: type[TrainingConfig]) -> set[str]:
-    """What a recipe adds; keys for which it has another default count as inherited."""
-    from regard.training.config import TrainingConfig
-
-    return set(config.model_fields) - set(TrainingConfig.model_fields)
 
 
 def _lines(key: str, value: object, text: str) -> str:

@@ -125,7 +125,9 @@ def _stacked_rows(model: nn.Module) -> dict[int, tuple[int, ...]]:
     for module in model.modules():
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
             size = module.hidden_size
-            found |= {id(p): (size,) * (p.shape[0] // size) for p in module.parameters(recurse=False)}
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith(("weight_ih", "weight_hh")):  # an LSTM's weight_hr is one matrix
+                    found[id(parameter)] = (size,) * (parameter.shape[0] // size)
         elif isinstance(module, nn.MultiheadAttention):
             found[id(module.in_proj_weight)] = (cast("Any", module).embed_dim,) * 3
         elif hasattr(module, "in_proj_widths"):

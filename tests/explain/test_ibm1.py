@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regard import ArgumentError
-from regard.explain import IBM1, GoldAlignment, reversed_links, score_alignments
+from regard.explain import IBM1, GoldAlignment, ibm1, reversed_links, score_alignments
 
 SOURCES = [["das", "Haus"], ["das", "Buch"], ["ein", "Buch"], ["das", "das", "Haus", "ist", "klein"], ["so"]]
 TARGETS = [["the", "house"], ["the", "book"], ["a", "book"], ["the", "house", "is", "the", "small"], ["so", "so"]]
@@ -36,9 +36,11 @@ def by_loops(sources, targets, *, iterations, null):
     return p, likelihoods
 
 
+@pytest.mark.parametrize("together", [1, 2, 4096])
 @pytest.mark.parametrize("null", [True, False])
 @pytest.mark.parametrize("iterations", [1, 2, 7])
-def test_the_loops_of_the_paper(iterations, null):
+def test_the_loops_of_the_paper(iterations, null, together, monkeypatch):
+    monkeypatch.setattr(ibm1, "TOGETHER", together)
     expected, likelihoods = by_loops(SOURCES, TARGETS, iterations=iterations, null=null)
     model = IBM1.fit(SOURCES, TARGETS, iterations=iterations, null=null)
     source_words, target_words = ["das", "Haus", "Buch", "ein", "ist", "klein", "so"], ["the", "house", "book", "so"]

@@ -172,9 +172,8 @@ def test_training_teaches_the_head(splits, guidance, rule, tmp_path):
 def test_a_layer_that_there_is_not(splits):
     with pytest.raises(ArgumentError, match="guided_layer: expected one of 2 decoder layers"):
         task_of(small(guided_layer=2), splits)
-    task = task_of(small(guided_head=2), splits)
-    with pytest.raises(ArgumentError, match="head: expected a number from -2 to 1, got 2"):
-        task.loss(task.model, task.batch([0]))
+    with pytest.raises(ArgumentError, match="guided_head: expected one of 2 heads, got 2"):
+        task_of(small(guided_head=2), splits)
 
 
 def test_the_page_of_a_comparison_has_a_row_for_every_reading(splits):

@@ -8,13 +8,13 @@ Every target word was made by one word of the source sentence, or by an empty on
 Expectation-maximisation finds p from pairs of sentences, from all words of a language being equally likely; there is
 no maximum of the likelihood but the highest.
 Word order means nothing to it. Cost of an iteration: the sum over pairs of source length x target length, in time and
-in memory.
+in memory (8 bytes each, beside 16 for each different pair of words).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from regard.explain.alignment import Links
 from regard.explain.alignment_extract import argmax_links
 
 Words = Sequence[Hashable]
+
+TOGETHER = 4096
+"""Sentences whose pairs of words are counted at a time."""
 
 
 class IBM1:
@@ -77,13 +80,11 @@ class IBM1:
             raise ArgumentError("iterations", expected="at least 1", got=str(iterations), do="Five to ten are usual.")
         source_ids, target_ids = _vocabulary(sources), _vocabulary(targets)
         numbered = [_numbered(source, source_ids, null=null) for source in sources]
-        rows, source_words, target_words = _co_occurrences(numbered, [_numbered(t, target_ids) for t in targets])
-        if not rows.numel():
+        parts, pairs = _parts(numbered, [_numbered(t, target_ids) for t in targets], len(target_ids) + 1)
+        if not parts:
             raise ArgumentError("sources", expected="at least one pair of words", got="none", do="Give a text.")
-        keys = source_words * (len(target_ids) + 1) + target_words
-        pairs, which = cast("tuple[Tensor, Tensor]", cast("Any", torch).unique(keys, return_inverse=True))
         source_of_pair = pairs // (len(target_ids) + 1)
-        found, likelihoods = _maximised(rows, which, source_of_pair, iterations, start=1.0 / len(target_ids))
+        found, likelihoods = _maximised(parts, source_of_pair, iterations, start=1.0 / len(target_ids))
         return cls(source_ids, target_ids, pairs, found, likelihoods, null=null)
 
     def probabilities(self, source: Words, target: Words) -> Tensor:
@@ -121,39 +122,72 @@ def _numbered(text: Words, ids: dict[Hashable, int], *, null: bool = False) -> T
     return torch.tensor([0, *numbers] if null else numbers, dtype=torch.int64)
 
 
-def _co_occurrences(sources: list[Tensor], targets: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """All (source word, target word) within a pair of sentences, and the number of the target token of each."""
+class _Part(NamedTuple):
+    """Some sentences. For each two words of a sentence pair the number of the target token (within the part) and of
+    the pair of words, int32; and for each target token of how many source words it may come, float64.
+    """
+
+    rows: Tensor
+    which: Tensor
+    choices: Tensor
+
+
+def _parts(sources: list[Tensor], targets: list[Tensor], span: int) -> tuple[list[_Part], Tensor]:
+    """All sentences, part by part, and the different pairs of words as source word * span + target word, sorted."""
+    parts: list[_Part] = []
+    own_pairs: list[Tensor] = []
+    for first in range(0, len(sources), TOGETHER):
+        some = slice(first, first + TOGETHER)
+        rows, keys, choices = _co_occurrences(sources[some], targets[some], span)
+        if rows.numel():
+            own, which = cast("tuple[Tensor, Tensor]", cast("Any", torch).unique(keys, return_inverse=True))
+            parts.append(_Part(rows, which.to(torch.int32), choices))
+            own_pairs.append(own)
+    if not parts:
+        return [], torch.empty(0)
+    pairs = cast("Tensor", cast("Any", torch).unique(torch.cat(own_pairs)))
+    for number, own in enumerate(own_pairs):
+        place = torch.searchsorted(pairs, own).to(torch.int32)
+        parts[number] = parts[number]._replace(which=place[parts[number].which])
+    return parts, pairs
+
+
+def _co_occurrences(sources: list[Tensor], targets: list[Tensor], span: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The number of the target token and the key of the two words, for each two words of a sentence pair; choices."""
     rows: list[Tensor] = []
-    source_words: list[Tensor] = []
-    target_words: list[Tensor] = []
+    keys: list[Tensor] = []
+    choices: list[Tensor] = []
     tokens = 0
     for source, target in zip(sources, targets, strict=True):
         if source.numel():
-            rows.append((tokens + torch.arange(target.numel())).repeat_interleave(source.numel()))
-            source_words.append(source.repeat(target.numel()))
-            target_words.append(target.repeat_interleave(source.numel()))
+            numbers = torch.arange(tokens, tokens + target.numel(), dtype=torch.int32)
+            rows.append(numbers.repeat_interleave(source.numel()))
+            keys.append((source * span + target[:, None]).flatten())
+            choices.append(torch.full((target.numel(),), float(source.numel()), dtype=torch.float64))
             tokens += target.numel()
     if not rows:
         return torch.empty(0), torch.empty(0), torch.empty(0)
-    return torch.cat(rows), torch.cat(source_words), torch.cat(target_words)
+    return torch.cat(rows), torch.cat(keys), torch.cat(choices)
 
 
 def _maximised(
-    rows: Tensor, which: Tensor, source_of_pair: Tensor, iterations: int, *, start: float
+    parts: list[_Part], source_of_pair: Tensor, iterations: int, *, start: float
 ) -> tuple[Tensor, list[float]]:
     """p of each pair, and the log likelihoods."""
-    pair_count, source_count, row_count = source_of_pair.numel(), int(source_of_pair.max()) + 1, int(rows.max()) + 1
-    choices = _sums(torch.ones(rows.numel(), dtype=torch.float64), rows, row_count)
-    found = torch.full((pair_count,), start, dtype=torch.float64)
+    source_count = int(source_of_pair.max()) + 1
+    found = torch.full((source_of_pair.numel(),), start, dtype=torch.float64)
     likelihoods: list[float] = []
     for turn in range(iterations + 1):
-        joint = found[which]
-        evidence = _sums(joint, rows, row_count)
-        likelihoods.append(float((evidence / choices).log().sum()))
-        if turn == iterations:
-            break
-        counts = _sums(joint / evidence[rows], which, pair_count)
-        found = counts / _sums(counts, source_of_pair, source_count)[source_of_pair]
+        counts, likelihood = torch.zeros_like(found), 0.0
+        for rows, which, choices in parts:
+            joint = found[which]
+            evidence = _sums(joint, rows, choices.numel())
+            likelihood += float((evidence / choices).log().sum())
+            if turn < iterations:
+                counts.index_add_(0, which, joint / evidence[rows])
+        likelihoods.append(likelihood)
+        if turn < iterations:
+            found = counts / _sums(counts, source_of_pair, source_count)[source_of_pair]
     return found, likelihoods
 
 

@@ -51,13 +51,19 @@ class GruTranslator(nn.Module):
 
     def states(self, sentences: Sentences) -> Tensor:
         """See `Translator`."""
+        return self.states_and_weights(sentences)[0]
+
+    def states_and_weights(self, sentences: Sentences) -> tuple[Tensor, Tensor]:
+        """And how each step looked at the source, (batch, longest target + 1, longest source)."""
         read, state = self._read(sentences.source, sentences.lengths)
         words = self._embedded(sentences.entering)
         found: list[Tensor] = []
+        seen: list[Tensor] = []
         for word, entering in zip(words.unbind(1), self._entering(words).unbind(1), strict=True):
-            state, context = self._step(entering, state, read)
+            state, context, weights = self._step(entering, state, read)
             found.append(torch.cat([state, context, word], -1))
-        return self.dropout(torch.tanh(self.last(torch.stack(found, 1))))
+            seen.append(weights)
+        return self.dropout(torch.tanh(self.last(torch.stack(found, 1)))), torch.stack(seen, 1)
 
     def vocabulary_weight(self) -> Tensor:
         """See `Translator`."""
@@ -72,7 +78,7 @@ class GruTranslator(nn.Module):
         def step(texts: Tensor) -> Tensor:
             nonlocal state
             word = self._embedded(texts[:, -1:])[:, 0]
-            state, context = self._step(self._entering(word), state, read)
+            state, context, _ = self._step(self._entering(word), state, read)
             logits = torch.tanh(self.last(torch.cat([state, context, word], -1))) @ self.embedding.weight.T
             logits[:, [PAD, BEGIN, OTHER]] = -math.inf
             return logits
@@ -104,8 +110,8 @@ class GruTranslator(nn.Module):
         """What words (..., embed_dim) do to the gates, (..., 3 hidden): of all of a text at once."""
         return functional.linear(words, self.cell.weight_ih[:, : words.shape[-1]], self.cell.bias_ih)
 
-    def _step(self, entering: Tensor, state: Tensor, read: _Read) -> tuple[Tensor, Tensor]:
-        """The next state (batch, hidden), and what it saw of the source (batch, 2 hidden)."""
+    def _step(self, entering: Tensor, state: Tensor, read: _Read) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state (batch, hidden), what it saw of the source (batch, 2 hidden), by which weights."""
         hidden = state.shape[1]
         both = read.of_state(state)
         asking, remembered = both[:, :hidden], both[:, hidden:]
@@ -113,7 +119,8 @@ class GruTranslator(nn.Module):
         scores = self.score(torch.tanh(read.keys + asked[:, None]))[..., 0]
         weights = scores.masked_fill(~read.real, -math.inf).softmax(-1)
         context = read.states(weights[:, None])[:, 0]
-        return next_state(entering + read.of_context(context), remembered + self.cell.bias_hh, state), context
+        after = next_state(entering + read.of_context(context), remembered + self.cell.bias_hh, state)
+        return after, context, weights
 
 
 class _Read(NamedTuple):

@@ -1,4 +1,8 @@
-"""The translator: an encoder-decoder Transformer with relative positions (the guide's 2.1)."""
+"""The translator: an encoder-decoder Transformer with relative positions and absolute ones (the guide's 2.1).
+
+Relative positions say nothing of where in the source a target piece is: attention to the source then has to find by
+content alone what is not translated yet. Absolute places in both texts let it go on from one word to the next.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from torch import Tensor, nn
 from regard.masks import Padding
 from regard.nn import Transformer
 from regard.nn.transformer_generate import Generated
+from regard.nn.transformer_model import Absolute
 from regard.positions import T5Bias
 from regard.recipes.translation.vocabulary import BEGIN, END, OTHER, PAD
 from regard.training.loss import vocabulary_cross_entropy
@@ -51,6 +56,7 @@ class TransformerTranslator(nn.Module):
         pieces: size of the vocabulary.
         embed_dim, num_heads: of both.
         encoder_layers, decoder_layers: blocks.
+        absolute: places added to the embeddings, "sinusoid" or None.
         dropout_p: of the blocks.
     """
 
@@ -62,6 +68,7 @@ class TransformerTranslator(nn.Module):
         *,
         encoder_layers: int,
         decoder_layers: int,
+        absolute: Absolute | None,
         dropout_p: float,
     ) -> None:
         super().__init__()
@@ -72,7 +79,7 @@ class TransformerTranslator(nn.Module):
             num_heads,
             encoder_layers=encoder_layers,
             decoder_layers=decoder_layers,
-            absolute=None,
+            absolute=absolute,
             position=lambda: T5Bias(num_heads),
             decoder_position=lambda: T5Bias(num_heads, bidirectional=False),
             share=True,
@@ -112,7 +119,11 @@ def real_sources(sentences: Sentences) -> Padding | None:
 
 def translation_loss(model: Translator, sentences: Sentences, smoothing: float) -> Tensor:
     """The sum of cross entropies of all target pieces and ends."""
-    states = model.states(sentences)
+    return loss_of_states(model, model.states(sentences), sentences, smoothing)
+
+
+def loss_of_states(model: Translator, states: Tensor, sentences: Sentences, smoothing: float) -> Tensor:
+    """The same, of states that are there."""
     real = sentences.leaving >= 0
     return vocabulary_cross_entropy(
         states[real], model.vocabulary_weight(), sentences.leaving[real], smoothing=smoothing

@@ -18,13 +18,15 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from regard.explain.alignment_extract import StepRule
 from regard.recipes.equal_budget import parameters_of
 from regard.recipes.translation import data
 from regard.recipes.translation.baselines import GruTranslator
+from regard.recipes.translation.guidance import Guidance, PieceLinks
 from regard.recipes.translation.model import TransformerTranslator, Translator
 from regard.recipes.translation.pairs import Corpus, Language
 from regard.recipes.translation.scoring import score_by_domain
-from regard.recipes.translation.task import TranslationTask, one_source
+from regard.recipes.translation.task import TranslationTask, encoded, one_source
 from regard.recipes.translation.vocabulary import Vocabulary, train_vocabulary
 from regard.training.config import TrainingConfig
 from regard.training.order import listed
@@ -42,6 +44,11 @@ class Config(TrainingConfig):
         model: "transformer", or "gru", which has as many parameters.
         pieces: size of the vocabulary of both languages.
         embed_dim, num_heads, encoder_layers, decoder_layers: of the Transformer.
+        absolute: places that the Transformer has beside T5's relative positions: "sinusoid", or null for none.
+        guidance: "ibm1": one head that looks at the source is taught by IBM model 1, or "none".
+        guided_layer, guided_head: which head of the Transformer; negative numbers count from the last layer.
+        guided_rule: by which step's weights it is taught, "consuming" or "predicting".
+        guided_strength: factor of the guided loss.
         dropout_p: unless a schedule is given.
         batch_tokens: most pieces of a batch, padding counted, on its longer side.
         others: training pairs that are no prose in each epoch, as a part of those that are.
@@ -56,6 +63,12 @@ class Config(TrainingConfig):
     num_heads: int = Field(8, ge=1)
     encoder_layers: int = Field(4, ge=1)
     decoder_layers: int = Field(3, ge=1)
+    absolute: Literal["sinusoid"] | None = "sinusoid"
+    guidance: Literal["ibm1", "none"] = "none"
+    guided_layer: int = -2
+    guided_head: int = Field(0, ge=0)
+    guided_rule: StepRule = "consuming"
+    guided_strength: float = Field(0.5, ge=0)
     dropout_p: float = Field(0.1, ge=0, lt=1)
     batch_tokens: int = Field(4096, ge=1)
     others: float = Field(0.5, ge=0)
@@ -98,8 +111,28 @@ def task_of(config: Config, corpus: Corpus, vocabulary: Vocabulary) -> Translati
         batch_tokens=config.batch_tokens,
         others=config.others,
         smoothing=config.label_smoothing,
+        taught=taught_of(config, corpus, vocabulary),
         seed=config.seed,
     )
+
+
+def taught_of(config: Config, corpus: Corpus, vocabulary: Vocabulary) -> tuple[PieceLinks, Guidance] | None:
+    """Links of the training pairs, kept in the cache as the vocabulary is, and how they are taught.
+
+    Raises:
+        ArgumentError: a layer or head that there is not.
+    """
+    if config.guidance == "none":
+        return None
+    guidance = Guidance(config.guided_layer, config.guided_head, config.guided_rule, config.guided_strength)
+    if config.model == "transformer":
+        guidance.check(config.decoder_layers, config.num_heads)
+    path = _prepared("links", config, corpus).with_suffix(".safetensors")
+    if not path.exists():
+        links = PieceLinks.by_ibm1(*encoded(corpus.train, vocabulary))
+        with fresh_file(path) as part:
+            links.save(part)
+    return PieceLinks.load(path), guidance
 
 
 def build(config: Config, pieces: int) -> nn.Module:
@@ -111,6 +144,7 @@ def build(config: Config, pieces: int) -> nn.Module:
         config.num_heads,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
+        absolute=config.absolute,
         dropout_p=config.dropout_p,
     )
     if config.model == "transformer":
@@ -130,13 +164,17 @@ def hidden_for(budget: int, pieces: int, embed_dim: int) -> int:
 
 def vocabulary_of(config: Config, corpus: Corpus) -> Vocabulary:
     """Of the training pairs; kept in the cache, for learning it takes a while."""
-    path = cache_folder() / "prepared" / f"translation-pieces-{corpus.digest[:16]}-{config.pieces}.json"
+    path = _prepared("pieces", config, corpus).with_suffix(".json")
     if not path.exists():
         texts = (text for pair in corpus.train for text in (pair.source, pair.target))
         vocabulary = train_vocabulary(texts, config.pieces)
         with fresh_file(path) as part:
             vocabulary.save(part)
     return Vocabulary.load(path)
+
+
+def _prepared(what: str, config: Config, corpus: Corpus) -> Path:
+    return cache_folder() / "prepared" / f"translation-{what}-{corpus.digest[:16]}-{config.pieces}"
 
 
 def report(task: Task, model: nn.Module, config: Config) -> dict[str, Any]:

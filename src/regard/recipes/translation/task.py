@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regard._errors import DataError
+from regard.recipes.translation.guidance import Guidance, GuidedSentences, PieceLinks, guided_loss, guided_sentences
 from regard.recipes.translation.model import Sentences, Translator, padded, sentences_of, translation_loss
 from regard.recipes.translation.pairs import Corpus, Language, Pair
 from regard.recipes.translation.scoring import bleu, sentence_counts
@@ -36,6 +37,7 @@ class TranslationTask:
         batch_tokens: most pieces of a batch, padding counted, on its longer side.
         others: training pairs that are no prose in an epoch, as a part of those that are; others each epoch.
         smoothing: of labels.
+        taught: links of the training pairs and how they are taught, or None.
         seed: of the order.
 
     Raises:
@@ -54,6 +56,7 @@ class TranslationTask:
         batch_tokens: int,
         others: float,
         smoothing: float,
+        taught: tuple[PieceLinks, Guidance] | None = None,
         seed: int,
     ) -> None:
         if not corpus.validation or not corpus.test:
@@ -64,6 +67,7 @@ class TranslationTask:
         self.model, self.corpus, self.vocabulary = model, corpus, vocabulary
         self.language: Language = language
         self.batch_tokens, self.others, self.smoothing, self.seed = batch_tokens, others, smoothing, seed
+        self.taught = taught
         self._sources, self._targets = encoded(corpus.train, vocabulary)
         self._prose = [place for place, pair in enumerate(corpus.train) if pair.domain in PROSE]
         self._other = [place for place, pair in enumerate(corpus.train) if pair.domain not in PROSE]
@@ -84,13 +88,21 @@ class TranslationTask:
         """Target pieces, ends counted."""
         return sum(len(self._targets[place]) + 1 for place in indices)
 
-    def batch(self, indices: Sequence[int]) -> Sentences:
-        """Padded pieces."""
-        return sentences_of([self._sources[place] for place in indices], [self._targets[place] for place in indices])
+    def batch(self, indices: Sequence[int]) -> Sentences | GuidedSentences:
+        """Padded pieces, and their links where they are taught."""
+        sources, targets = ([side[place] for place in indices] for side in (self._sources, self._targets))
+        sentences = sentences_of(sources, targets)
+        if self.taught is None:
+            return sentences
+        links, _ = self.taught
+        return guided_sentences(sentences, [links[place] for place in indices])
 
-    def loss(self, model: nn.Module, batch: Sentences) -> Tensor:
-        """The sum of smoothed cross entropies."""
-        return translation_loss(cast("Translator", model), batch, self.smoothing)
+    def loss(self, model: nn.Module, batch: Sentences | GuidedSentences) -> Tensor:
+        """The sum of smoothed cross entropies, and of those of the links."""
+        translator = cast("Translator", model)
+        if self.taught is not None and isinstance(batch, GuidedSentences):
+            return guided_loss(translator, batch, self.taught[1], self.smoothing)
+        return translation_loss(translator, cast("Sentences", batch), self.smoothing)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Loss without smoothing for each piece, and BLEU of greedy translations, on part of the validation pairs."""

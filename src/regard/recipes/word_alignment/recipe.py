@@ -17,9 +17,9 @@ from typing import Any, Literal, cast
 from pydantic import Field
 from torch import nn
 
-from regard._errors import ArgumentError
 from regard.explain.alignment import Links
 from regard.explain.alignment_extract import StepRule
+from regard.recipes.translation.guidance import Guidance
 from regard.recipes.translation.model import TransformerTranslator
 from regard.recipes.translation.verses import Verse, load_verses
 from regard.recipes.translation.vocabulary import train_vocabulary
@@ -81,13 +81,8 @@ def task_of(config: Config, splits: Splits) -> AlignmentTask:
     Raises:
         ArgumentError: a layer or head that there is not.
     """
-    if not -config.decoder_layers <= config.guided_layer < config.decoder_layers:
-        raise ArgumentError(
-            "guided_layer",
-            expected=f"one of {config.decoder_layers} decoder layers",
-            got=str(config.guided_layer),
-            do="The last but one, -2, is usual.",
-        )
+    guidance = Guidance(config.guided_layer, config.guided_head, config.rule, config.guided_strength)
+    guidance.check(config.decoder_layers, config.num_heads)
     train = splits[0]
     texts = (" ".join(side).lower() for verse in train for side in (verse.source_tokens, verse.target_tokens))
     vocabulary = train_vocabulary(texts, config.pieces)
@@ -98,6 +93,7 @@ def task_of(config: Config, splits: Splits) -> AlignmentTask:
         config.num_heads,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
+        absolute=None,
         dropout_p=config.dropout_p,
     )
     return AlignmentTask(
@@ -105,10 +101,7 @@ def task_of(config: Config, splits: Splits) -> AlignmentTask:
         vocabulary,
         splits,
         taught=_taught(config, train),
-        layer=config.guided_layer % config.decoder_layers,
-        head=config.guided_head,
-        rule=config.rule,
-        strength=config.guided_strength,
+        guidance=guidance,
         batch_tokens=config.batch_tokens,
         smoothing=config.label_smoothing,
         seed=config.seed,

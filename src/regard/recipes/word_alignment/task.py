@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 from torch import Tensor, nn
 
-from regard.explain import GoldAlignment, WatchedHead, guided_alignment_loss, link_tensor, target_rows
+from regard.explain import GoldAlignment
 from regard.explain.alignment import Links
-from regard.explain.alignment_extract import StepRule
-from regard.nn import MultiHeadAttention
+from regard.recipes.translation.guidance import Guidance, GuidedSentences, guided_loss, guided_sentences
 from regard.recipes.translation.model import Sentences, TransformerTranslator, sentences_of, translation_loss
 from regard.recipes.translation.verses import Verse
 from regard.recipes.translation.vocabulary import Vocabulary
@@ -22,13 +21,6 @@ from regard.training.order import length_batches
 
 EVALUATED = 200
 """Validation verses that are aligned at each evaluation."""
-
-
-class GuidedSentences(NamedTuple):
-    """Pairs, and the links that are taught, float32 (batch, longest target, longest source), between pieces."""
-
-    sentences: Sentences
-    links: Tensor
 
 
 class Encoded:
@@ -57,9 +49,7 @@ class AlignmentTask:
         vocabulary: of both languages.
         train, validation, test: verses.
         taught: links of the training verses between words, or None.
-        layer, head: which head of which decoder layer is taught.
-        rule: by which step's weights.
-        strength: factor of the guided loss, summed over target pieces as the other one is.
+        guidance: how they are taught.
         batch_tokens: most pieces of a batch, padding counted, on its longer side.
         smoothing: of labels.
         seed: of the order.
@@ -74,10 +64,7 @@ class AlignmentTask:
         splits: tuple[Sequence[Verse], Sequence[Verse], Sequence[Verse]],
         *,
         taught: Sequence[Links] | None,
-        layer: int,
-        head: int,
-        rule: StepRule,
-        strength: float,
+        guidance: Guidance,
         batch_tokens: int,
         smoothing: float,
         seed: int,
@@ -86,9 +73,7 @@ class AlignmentTask:
         self.vocabulary = vocabulary
         self.train, self.validation, self.test = (Encoded(verses, vocabulary) for verses in splits)
         self._watched = Encoded(splits[1][:: max(1, len(splits[1]) // EVALUATED)][:EVALUATED], vocabulary)
-        self.taught = taught
-        self.layer, self.head, self.strength = layer, head, strength
-        self.rule: StepRule = rule
+        self.taught, self.guidance = taught, guidance
         self.batch_tokens, self.smoothing, self.seed = batch_tokens, smoothing, seed
 
     def order(self, epoch: int) -> list[list[int]]:
@@ -104,21 +89,14 @@ class AlignmentTask:
     def batch(self, indices: Sequence[int]) -> GuidedSentences:
         """Padded pieces and their links."""
         sentences = self.train.sentences(indices)
-        given: list[Links] = [frozenset()] * len(indices)
-        if self.taught is not None:
-            given = [piece_links(self.taught[at], self.train.sources[at], self.train.targets[at]) for at in indices]
-        longest = sentences.entering.shape[1] - 1, sentences.source.shape[1]
-        return GuidedSentences(sentences, link_tensor(given, *longest))
+        return guided_sentences(sentences, [self._links(at) for at in indices])
 
     def loss(self, model: nn.Module, batch: GuidedSentences) -> Tensor:
         """Cross entropies of the words, and of the links."""
         translator = cast("TransformerTranslator", model)
         if self.taught is None:
             return translation_loss(translator, batch.sentences, self.smoothing)
-        with WatchedHead(self._taught_layer(translator), self.head) as watched:
-            of_words = translation_loss(translator, batch.sentences, self.smoothing)
-            rows = target_rows(watched.weights(), self.rule)
-            return of_words + self.strength * guided_alignment_loss(rows, batch.links)
+        return guided_loss(translator, batch, self.guidance, self.smoothing)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """AER of some validation verses: of the best layer, head and rule for them; 1 - AER is "alignment"."""
@@ -145,9 +123,8 @@ class AlignmentTask:
         sides = self.train.sources, self.train.targets
         return digest_of(*((pieces.numbers for pieces in side) for side in sides))
 
-    def _taught_layer(self, translator: TransformerTranslator) -> MultiHeadAttention:
-        return _cross_attention(translator.transformer.decoder.layers[self.layer])
-
-
-def _cross_attention(block: nn.Module) -> MultiHeadAttention:
-    return cast("MultiHeadAttention", block.cross_attention)
+    def _links(self, at: int) -> Links:
+        """Of a training verse, between pieces."""
+        if self.taught is None:
+            return frozenset()
+        return piece_links(self.taught[at], self.train.sources[at], self.train.targets[at])

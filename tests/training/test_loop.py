@@ -62,7 +62,15 @@ def torchrun(folder: Path, *settings: str, processes: int = 2) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("accumulate=2",), ("sharding=full",), ("average_decay=0",), ("optimizer=muon",)]
+    "settings",
+    [
+        (),
+        ("accumulate=2",),
+        ("sharding=full",),
+        ("average_decay=0",),
+        ("optimizer=muon",),
+        ("optimizer=muon", "sharding=full"),
+    ],
 )
 def test_two_processes_train_as_one(tmp_path, settings):
     same = {"optimizer=muon": {"optimizer": "muon"}, "average_decay=0": {"average_decay": 0.0}}
@@ -76,6 +84,14 @@ def test_what_two_processes_began_one_goes_on_with(tmp_path):
     torchrun(tmp_path / "both", "steps=8", "stop_after=4")
     trained(tmp_path / "both", steps=8)
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_what_sharded_processes_began_they_go_on_with(tmp_path):
+    sharded = "steps=8", "optimizer=muon", "sharding=full"
+    torchrun(tmp_path / "whole", *sharded)
+    torchrun(tmp_path / "stopped", *sharded, "stop_after=4")
+    torchrun(tmp_path / "stopped", *sharded)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 def test_threads_are_those_that_were_afterwards(tmp_path):

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from regard.nn import LinearAttention, MultiHeadAttention
@@ -154,8 +153,3 @@ def test_a_state_that_was_loaded_goes_on():
     stepped(parted, second, range(2, 4))
     assert torch.equal(whole.weight, parted.weight)
     assert torch.equal(whole.bias, parted.bias)
-
-
-def test_muon_refuses_sharded_matrices():
-    with pytest.raises(ValidationError, match=r"optimizer: expected 'adamw' with sharding 'full'"):
-        TrainingConfig(optimizer="muon", sharding="full")

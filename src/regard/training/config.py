@@ -76,12 +76,6 @@ class TrainingConfig(BaseModel):
             raise ValueError("dropout_start and dropout_end: expected both or neither")
         return self
 
-    @model_validator(mode="after")
-    def _muon_needs_whole_matrices(self) -> Self:
-        if self.optimizer == "muon" and self.sharding != "none":
-            raise ValueError("optimizer: expected 'adamw' with sharding 'full': Muon needs each matrix whole")
-        return self
-
     def decisive(self) -> dict[str, object]:
         """The keys on which the numbers of a run depend: all but how often it is watched and saved."""
         return self.model_dump(mode="json", exclude=_WATCHING)

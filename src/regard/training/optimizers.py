@@ -8,7 +8,8 @@ https://kellerjordan.github.io/posts/muon) changes a matrix by its momentum with
 
 Matrices that lie on top of each other in one tensor (query, key and value; the gates of a recurrence) are made
 orthogonal one by one: together, the value's gradient, which is the largest while attention is still even, would leave
-the query and the key next to nothing.
+the query and the key next to nothing. A matrix that is spread over processes (FSDP2) is gathered, one at a time, and
+each process makes it orthogonal.
 
 The factor gives entries of the change the size that AdamW's have, so both go by one learning rate (Liu et al. 2025,
 "Muon is Scalable for LLM Training", https://arxiv.org/abs/2502.16982, section 2.2). As both papers advise, embeddings,
@@ -17,11 +18,12 @@ vectors and whatever is no matrix stay with AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from regard.nn.transformer_model import TokenEmbedding
 from regard.positions import Position
@@ -49,15 +51,16 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = _hidden_matrices(model)
-        self._rows = _stacked_rows(model)
+        rows = _stacked_rows(model)
         taken = {id(p) for p in matrices}
         rest = [p for p in trained if id(p) not in taken]
         self._parts: dict[str, torch.optim.Optimizer] = {}
         if matrices:
             rate, decay = config.learning_rate, config.weight_decay
-            self._parts["muon"] = torch.optim.Muon(
-                matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-            )
+            muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            # By place, not by id: parameters that are spread over processes are put in the places of these.
+            muon.param_groups[0]["rows"] = [rows.get(id(matrix), (matrix.shape[0],)) for matrix in matrices]
+            self._parts["muon"] = muon
         if rest:
             self._parts["adamw"] = _adamw(rest, config)
         groups = [{**group, "part": name} for name, part in self._parts.items() for group in part.param_groups]
@@ -68,30 +71,47 @@ class MuonAdamW(torch.optim.Optimizer):
         """Change all weights. The groups are handed over each time: whoever loads a state replaces them."""
         if closure is not None:
             raise TypeError("closure: expected None; compute the loss before the step.")
-        for name, part in self._parts.items():
-            groups = [group for group in self.param_groups if group["part"] == name]
-            part.param_groups, part.state = self._apart(groups) if name == "muon" else (groups, self.state)
-            part.step()
-
-    def _apart(self, groups: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
-        """Groups and state in which each matrix of a stack is a parameter of its own, on the same memory."""
-        state: dict[nn.Parameter, dict[str, Tensor]] = {}
-        return [{**group, "params": list(self._matrices(group["params"], state))} for group in groups], state
-
-    def _matrices(
-        self, stacks: list[nn.Parameter], state: dict[nn.Parameter, dict[str, Tensor]]
-    ) -> Iterator[nn.Parameter]:
-        for stack in stacks:
-            if stack.grad is None:
+        for group in self.param_groups:
+            part = self._parts[group["part"]]
+            if group["part"] == "adamw":
+                part.param_groups, part.state = [group], self.state
+                part.step()
                 continue
-            momentum: Tensor = self.state[stack].setdefault("momentum_buffer", torch.zeros_like(stack))
-            begin = 0
-            for count in self._rows.get(id(stack), (stack.shape[0],)):
-                rows = slice(begin, begin + count)
-                matrix = nn.Parameter(stack.detach()[rows])
-                matrix.grad, state[matrix] = stack.grad[rows], {"momentum_buffer": momentum[rows]}
-                begin += count
-                yield matrix
+            for stack, rows in zip(group["params"], group["rows"], strict=True):
+                if stack.grad is not None:
+                    self._change_stack(part, group, stack, rows)
+
+    def _change_stack(
+        self, muon: torch.optim.Optimizer, group: dict[str, Any], stack: nn.Parameter, rows: tuple[int, ...]
+    ) -> None:
+        """Change each matrix of a stack as a parameter of its own; one that is spread over processes is gathered."""
+        momentum: Tensor = self.state[stack].setdefault("momentum_buffer", torch.zeros_like(stack))
+        gradient = cast("Tensor", stack.grad)
+        weight, slope, buffer = (_gathered(each.detach()) for each in (stack, gradient, momentum))
+        matrices: list[nn.Parameter] = []
+        muon.state = cast("Any", {})
+        begin = 0
+        for count in rows:
+            part = slice(begin, begin + count)
+            matrix = nn.Parameter(weight[part])
+            matrix.grad, muon.state[matrix] = slope[part], {"momentum_buffer": buffer[part]}
+            matrices.append(matrix)
+            begin += count
+        muon.param_groups = [{**group, "params": matrices}]
+        muon.step()
+        _put_back(stack, weight)
+        _put_back(momentum, buffer)
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; its own memory where it is not spread."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _put_back(spread: Tensor, whole: Tensor) -> None:
+    """This process's part of what each has computed alike."""
+    if isinstance(spread, DTensor):
+        spread.copy_(distribute_tensor(whole, spread.device_mesh, spread.placements, src_data_rank=None))
 
 
 def _adamw(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.AdamW:

@@ -51,22 +51,22 @@ def test_without_a_target_it_reads_its_own_answer(translator: TrainedTranslator)
 def test_padding_changes_nothing(translator: TrainedTranslator) -> None:
     loaded, encoded = read_by(translator, "the red dog.", "红狗。", 64)
     source, target = encoded.inputs["input_ids"], encoded.inputs["decoder_input_ids"]
-    pads = torch.zeros(1, 3, dtype=torch.int64)
+    real = [torch.ones_like(text) for text in (source, target)]
+    hidden = torch.zeros(1, 3, dtype=torch.int64)
 
-    def real(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.ones_like(tensor)
+    def on_the_left(pad: int, mask: torch.Tensor) -> torch.Tensor:
+        pads = torch.full_like(hidden, pad)
+        masks = torch.cat([real[0], mask], 1), torch.cat([mask, real[1]], 1)
+        return loaded.model(torch.cat([source, pads], 1), torch.cat([pads, target], 1), *masks)[:, 3:]
 
     with torch.no_grad():
         plain = loaded.model(source, target)
-        padded = loaded.model(
-            torch.cat([source, pads], 1),
-            torch.cat([pads, target], 1),
-            torch.cat([real(source), pads], 1),
-            torch.cat([pads, real(target)], 1),
-        )
-        attended = loaded.model(torch.cat([source, pads], 1), target)
-    assert torch.allclose(padded[:, 3:], plain, atol=1e-5)
-    assert not torch.allclose(attended, plain, atol=1e-3)
+        padded = loaded.model(torch.cat([source, hidden], 1), target, torch.cat([real[0], hidden], 1))
+        assert torch.allclose(padded, plain, atol=1e-5)
+        # On the left of the target its places move, whatever stands there.
+        assert torch.allclose(on_the_left(0, hidden), on_the_left(9, hidden), atol=1e-5)
+        assert not torch.allclose(on_the_left(0, hidden + 1), on_the_left(9, hidden + 1), atol=1e-3)
+        assert not torch.allclose(loaded.model(torch.cat([source, hidden], 1), target), plain, atol=1e-3)
 
 
 def test_what_is_too_long_is_cut_and_told(translator: TrainedTranslator) -> None:

@@ -13,7 +13,7 @@ from regard.recipes.translation.model import sentences_of, translation_loss
 from regard.recipes.translation.task import encoded
 from regard.recipes.translation.vocabulary import BEGIN, OTHER
 from regard.training import train
-from tests.recipes.translation_cases import WORDS, made_up_corpus, pieces_of, tiny_task
+from tests.recipes.translation_cases import TINY, WORDS, made_up_corpus, pieces_of, tiny_task
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def test_the_loss_is_that_of_words_and_that_of_links():
 
 
 def test_a_recurrent_model_is_taught_by_its_own_weights():
-    task, config = tiny_task(model="gru", guidance="ibm1", guided_rule="predicting")
+    task, config = tiny_task(model="gru", guidance="ibm1")
     batch, model = task.batch([0, 1, 2]), task.model.eval()
     states, weights = model.states_and_weights(batch.sentences)
     assert torch.equal(states, model.states(batch.sentences))
@@ -109,6 +109,41 @@ def test_links_are_counted_once(monkeypatch, cache):
     assert task.taught is not None
     assert len(task.taught[0]) == len(task.corpus.train)
     assert kept.exists()
+
+
+def test_links_of_another_vocabulary_are_others(cache):
+    corpus, config = made_up_corpus(), recipe.Config.model_validate({**TINY, "guidance": "ibm1"})
+    recipe.task_of(config, corpus, pieces_of(corpus))
+    other = pieces_of(corpus, 300)
+    task = recipe.task_of(config, corpus, other)
+    assert len(list((cache / "prepared").glob("translation-links-*.safetensors"))) == 2
+    for number, (source, target) in enumerate(zip(*encoded(corpus.train, other), strict=True)):
+        assert all(at < len(source) and row < len(target) for at, row in task.taught[0][number])
+
+
+def test_the_run_knows_its_links():
+    plain, taught, again = (tiny_task(**settings)[0] for settings in ({}, {"guidance": "ibm1"}, {"guidance": "ibm1"}))
+    assert taught.data_digest() == again.data_digest() != plain.data_digest()
+    taught.taught[0]._links[0, 0] += 1
+    assert taught.data_digest() != again.data_digest()
+
+
+def test_counting_is_told(capsys):
+    tiny_task(guidance="ibm1")
+    assert "IBM model 1 links the pieces of 3" in capsys.readouterr().err
+    tiny_task(guidance="ibm1")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_recurrent_model_looks_before_it_reads():
+    """So the weights of a step say nothing of the piece that it reads: they are those of the one it predicts."""
+    task, _ = tiny_task(model="gru")
+    model = task.model.eval()
+    first, second = (model.states_and_weights(sentences_of([[7, 8, 9]], [[5, last, 4]]))[1] for last in (6, 10))
+    assert torch.equal(first[:, :3], second[:, :3])
+    assert not torch.equal(first[:, 3], second[:, 3])
+    with pytest.raises(ValueError, match="guided_rule: expected predicting with model=gru"):
+        tiny_task(model="gru", guidance="ibm1", guided_rule="consuming")
 
 
 def test_no_guidance_gives_plain_batches_and_needs_no_links(cache):

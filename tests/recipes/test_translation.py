@@ -210,7 +210,7 @@ def test_the_variants_differ_in_one_thing_each():
     changed = {
         name: {key for key, value in each.decisive().items() if value != main[key]} for name, each in chosen.items()
     }
-    assert changed == {"one-head": {"num_heads"}, "gru": {"model"}}
+    assert changed == {"one-head": {"num_heads"}, "gru": {"model", "guided_rule"}}
 
 
 def test_the_page_tells_every_system():

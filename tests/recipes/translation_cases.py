@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
+from regard._sealed_folder import MANIFEST, sealed
 from regard.recipes.translation.pairs import Corpus, Pair
 from regard.recipes.translation.recipe import Config, task_of
 from regard.recipes.translation.task import TranslationTask
@@ -53,3 +55,11 @@ def tiny_run(folder: Path, **settings: object) -> Path:
     task.keep(folder)
     train(task, config, folder)
     return folder
+
+
+def make_older(folder: Path, key: str) -> None:
+    """Take a setting out of all checkpoints below, as if they had been written before there was one."""
+    for path in folder.rglob(MANIFEST):
+        says = json.loads(path.read_text())
+        del says["facts"]["config"][key], says["sha256"]
+        path.write_bytes(sealed(says))

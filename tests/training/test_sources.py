@@ -273,4 +273,7 @@ def test_a_file_that_was_not_written_to_its_end_does_not_appear(tmp_path: Path) 
     with fresh_file(path) as part:
         part.write_text("whole")
     assert path.read_text() == "whole"
+    with fresh_file(path):
+        pass  # another process was first
+    assert path.read_text() == "whole"
     assert [each.name for each in tmp_path.iterdir() if each.suffix == ".part"] == []

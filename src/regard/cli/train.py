@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -143,45 +143,32 @@ def _recipe(name: str) -> ModuleType:
 def _trained(name: str, recipe: Any, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
     from regard.recipes.comparison import expected_seconds, told_time
     from regard.training.loop import train as train_task
+    from regard.training.progress import said
     from regard.training.whole_file import write_whole
 
-    say = _teller()
     task = recipe.make_task(config, download=download)
     steps = f"{config.steps} steps"
-    say(f"{name}: {steps}; expected {told_time(expected_seconds(task, config))} from the first step on this machine.")
+    said(f"{name}: {steps}; expected {told_time(expected_seconds(task, config))} from the first step on this machine.")
     trained = train_task(task, config, folder, watched=True)
     report: dict[str, Any] = {"recipe": name, "step": trained.step, "finished": trained.finished}
     report["validation"] = trained.metrics
     if trained.finished:
         report["test"] = recipe.report(task, trained.model, config)
     else:
-        say(f"stopped at step {trained.step}; the same command goes on from there.")
+        said(f"stopped at step {trained.step}; the same command goes on from there.")
     write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
 
 
 def _compared(name: str, config: TrainingConfig, folder: Path, download: bool) -> Mapping[str, Any]:  # noqa: FBT001
     from regard.recipes import find_comparison
+    from regard.training.progress import said
 
-    page: Path | None = find_comparison(name).compare(config, folder, download=download, say=_teller(), watched=True)
+    page: Path | None = find_comparison(name).compare(config, folder, download=download, say=said, watched=True)
     if page is None:
         return {"recipe": name, "finished": False}
     facts: dict[str, Any] = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     return {"recipe": name, "finished": True, "page": str(page), **facts}
-
-
-def _teller() -> Callable[[str], None]:
-    """One line on standard error for people; nothing from the other processes of torchrun."""
-    import os
-
-    from rich.console import Console
-
-    console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) != 0)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    return say
 
 
 def _show(report: Mapping[str, Any], folder: Path, *, json_output: bool) -> None:

@@ -74,16 +74,17 @@ def link_tensor(alignments: Sequence[Iterable[Link]], target_len: int, source_le
         ArgumentError: a link beyond these.
     """
     made = torch.zeros(len(alignments), target_len, source_len)
-    for sample, links in enumerate(alignments):
-        for source, target in links:
-            if not (0 <= source < source_len and 0 <= target < target_len):
-                raise ArgumentError(
-                    f"alignments[{sample}]",
-                    expected=f"links (source, target) below ({source_len}, {target_len})",
-                    got=f"({source}, {target})",
-                    do="Give the longest lengths of the batch.",
-                )
-            made[sample, target, source] = 1.0
+    places = [(sample, target, source) for sample, links in enumerate(alignments) for source, target in links]
+    for sample, target, source in places:
+        if not (0 <= source < source_len and 0 <= target < target_len):
+            raise ArgumentError(
+                f"alignments[{sample}]",
+                expected=f"links (source, target) below ({source_len}, {target_len})",
+                got=f"({source}, {target})",
+                do="Give the longest lengths of the batch.",
+            )
+    samples, targets, sources = torch.tensor(places, dtype=torch.int64).reshape(-1, 3).unbind(1)
+    made[samples, targets, sources] = 1.0
     return made
 
 

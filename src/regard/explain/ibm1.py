@@ -8,7 +8,7 @@ Every target word was made by one word of the source sentence, or by an empty on
 Expectation-maximisation finds p from pairs of sentences, from all words of a language being equally likely; there is
 no maximum of the likelihood but the highest.
 Word order means nothing to it. Cost of an iteration: the sum over pairs of source length x target length, in time and
-in memory (8 bytes each, beside 16 for each different pair of words).
+in memory (8 bytes each, and 48 for each different pair of words).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 from torch import Tensor
@@ -24,8 +25,11 @@ def open_run(folder: Path, config: type[C], recipe: str) -> tuple[C, dict[str, T
     if not folder.exists():
         raise CheckpointError(f"{str(folder)!r}: nothing was trained there. Train first: regard train {recipe}")
     saved = read_checkpoint(folder)
+    kept: object = saved.facts.get("config")
+    if isinstance(kept, dict):
+        kept = config.completed(cast("Mapping[str, Any]", kept))
     try:
-        made = config.model_validate(saved.facts.get("config"))
+        made = config.model_validate(kept)
     except ValidationError as error:
         where = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
         raise CheckpointError(

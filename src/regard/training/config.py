@@ -80,9 +80,14 @@ class TrainingConfig(BaseModel):
         """The keys on which the numbers of a run depend: all but how often it is watched and saved."""
         return self.model_dump(mode="json", exclude=_WATCHING)
 
-    def differences(self, before: Mapping[str, Any]) -> list[str]:
-        """What decides the numbers and was otherwise in a saved configuration; a younger key had its default."""
-        fields = type(self).model_fields
+    @classmethod
+    def completed(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A saved configuration, and for keys younger than it what was done before, where that is not the default."""
+        return dict(saved)
+
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """What decides the numbers and was otherwise in a saved configuration."""
+        fields, before = type(self).model_fields, self.completed(saved)
         return [
             f"{key}: {before.get(key, fields[key].default)!r} -> {value!r}"
             for key, value in self.decisive().items()

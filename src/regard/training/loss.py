@@ -69,7 +69,8 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
             there = targets[part] >= 0
             chosen = targets[part].clamp(min=0)
             logits = states[part] @ weight.T
-            losses, likely = _softmax(room[: logits.shape[0]].copy_(logits), chosen, smoothing)
+            scores = logits if logits.dtype == working else room[: logits.shape[0]].copy_(logits)
+            losses, likely = _softmax(scores, chosen, smoothing)
             total += losses.masked_fill_(~there, 0.0).sum()
             if of_states is not None and of_weight is not None:
                 if not bool(there.all()):
@@ -88,7 +89,7 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
 
 
 def _softmax(scores: Tensor, chosen: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """The loss of each token, and p, which overwrites the scores: torch's log_softmax takes twice as long."""
+    """The loss of each token, and p, which overwrites the scores: log_softmax would fill another matrix."""
     scores -= scores.amax(1, keepdim=True)
     wanted = (1.0 - smoothing) * scores.gather(1, chosen[:, None])[:, 0]
     if smoothing:

@@ -85,7 +85,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self, muon: torch.optim.Optimizer, group: dict[str, Any], stack: nn.Parameter, rows: tuple[int, ...]
     ) -> None:
         """Change each matrix of a stack as a parameter of its own; one that is spread over processes is gathered."""
-        momentum: Tensor = self.state[stack].setdefault("momentum_buffer", torch.zeros_like(stack))
+        state = self.state[stack]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(stack)
+        momentum: Tensor = state["momentum_buffer"]
         gradient = cast("Tensor", stack.grad)
         weight, slope, buffer = (_gathered(each.detach()) for each in (stack, gradient, momentum))
         matrices: list[nn.Parameter] = []

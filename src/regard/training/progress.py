@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
 from regard._errors import DependencyError
 
 try:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
 except ImportError as problem:
     raise DependencyError("rich", "train") from problem
+
+Item = TypeVar("Item")
 
 _SPEED_OVER_SECONDS = 300.0
 """The time that is left is told from the speed over so many seconds, evaluations and checkpoints included."""
@@ -58,3 +64,18 @@ class ProgressLine:
         """Leave the line as it is."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def said(message: str) -> None:
+    """One line before long work that precedes training; of the processes of torchrun, the first says it."""
+    _first_console().print(message, markup=False, highlight=False)
+
+
+def tracked(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items, with a bar on stderr while they are gone through, where that is a terminal."""
+    console = _first_console()
+    return track(items, what, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _first_console() -> Console:
+    return Console(stderr=True, soft_wrap=True, quiet=int(os.environ.get("RANK", "0")) != 0)

@@ -123,13 +123,17 @@ def fresh_folder(folder: Path) -> Generator[Path]:
 
 @contextmanager
 def fresh_file(path: Path) -> Generator[Path]:
-    """As `fresh_folder`, for one file: the block writes the temporary one, which then takes its place."""
+    """As `fresh_folder`, for one file: the block writes the temporary one, which then takes its place.
+
+    A block that writes none changes nothing: that of a process which has waited, and finds the file there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.parent / f".{path.name}.lock"):
         part = path.parent / f".{path.name}.part"
         try:
             yield part
-            part.replace(path)
+            if part.exists():
+                part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 

@@ -106,7 +106,7 @@ def summary(found: Mapping[str, Result], config: Config, seeds: Sequence[int]) -
                 if name != BASELINE
             },
             "longest_against_trained": _band(paired_difference(by_length[longest], by_length[shortest]).difference),
-            "sink_share": _sinks(of_variant),
+            "sink_share": _sinks(of_variant) if _first_is_seen(name, config) else None,
         }
     return {
         "recipe": "language_model",
@@ -153,6 +153,7 @@ window; 95 % intervals by bootstrap over blocks of {BLOCK} characters.
 ## Weight on the first character of a window
 
 Of queries in the second half of {config["length"]} characters; all alike would be {_alike(config["length"]):.4f}.
+Windows that do not reach back to it are left out.
 
 {markdown_table(["variant", "mean", "largest head", "mean of each seed"], sinks)}"""
 
@@ -196,6 +197,12 @@ def _blocks(runs: Sequence[Result]) -> dict[str, Tensor]:
         length: torch.tensor([run["losses_of_blocks"][length] for run in runs], dtype=torch.float64).mean(0)
         for length in runs[0]["losses_of_blocks"]
     }
+
+
+def _first_is_seen(name: str, config: Config) -> bool:
+    """By any query of the second half; a shorter window hides the first character from all of them."""
+    window: int = VARIANTS[name].get("window", config.window)
+    return window == 0 or window > config.length // 2
 
 
 def _sinks(runs: Sequence[Result]) -> dict[str, Any] | None:

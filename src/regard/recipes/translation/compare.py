@@ -20,7 +20,7 @@ from regard.training.whole_file import write_whole
 
 MAIN = "transformer"
 _TITLES = {
-    MAIN: "Transformer, relative positions",
+    MAIN: "Transformer",
     "one-head": "the same with one head",
     "gru": "GRU with additive attention",
     "memory": "translation memory (nearest source by TF-IDF)",
@@ -33,7 +33,7 @@ def variants(config: Config) -> list[Variant[Config]]:
     differing = {
         MAIN: {"model": "transformer"},
         "one-head": {"model": "transformer", "num_heads": 1},
-        "gru": {"model": "gru"},
+        "gru": {"model": "gru", "guided_rule": "predicting"},
     }
     return [Variant(name, Config.model_validate({**common, **keys})) for name, keys in differing.items()]
 

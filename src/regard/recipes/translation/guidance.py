@@ -2,7 +2,8 @@
 
 Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models", https://arxiv.org/abs/1909.02074.
 Nobody has linked the pairs of this recipe: `PieceLinks` has IBM model 1 do it, over pieces, in both directions, joined
-by grow-diag-final-and. A recurrent model is taught by the weights that it looks at the source with.
+by grow-diag-final-and. A recurrent model is taught by the weights that it looks at the source with; it looks before it
+reads its last piece, so they are those of the piece that it predicts.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ from regard.explain import (
     target_rows,
 )
 from regard.explain.alignment import Link
-from regard.explain.alignment_extract import StepRule
+from regard.explain.alignment_extract import StepRule, Symmetrisation
 from regard.nn import MultiHeadAttention
 from regard.recipes.translation.baselines import GruTranslator
 from regard.recipes.translation.model import Sentences, TransformerTranslator, Translator, loss_of_states
 from regard.recipes.translation.vocabulary import OTHER
+from regard.training.data_digest import digest_of
+from regard.training.order import listed
+from regard.training.progress import said, tracked
 
 ITERATIONS = 5
+JOINED: Symmetrisation = "grow-diag-final-and"
 
 _files: Any = safetensors
 
@@ -105,6 +110,8 @@ class PieceLinks:
         counts: int64 (pairs,), how many links each pair has.
     """
 
+    MADE_BY = f"ibm1-{ITERATIONS}-{JOINED}"
+
     def __init__(self, links: Tensor, counts: Tensor) -> None:
         self._links, self._counts = links, counts
         self._ends = counts.cumsum(0)
@@ -116,22 +123,28 @@ class PieceLinks:
     def __getitem__(self, number: int) -> list[Link]:
         """Of one pair."""
         end, count = int(self._ends[number]), int(self._counts[number])
-        return [(int(source), int(target)) for source, target in self._links[end - count : end]]
+        sources, targets = self._links[end - count : end].unbind(1)
+        return list(zip(listed(sources), listed(targets), strict=True))
+
+    def digest(self) -> str:
+        """sha256 of all of them."""
+        return digest_of([self._links.flatten(), self._counts])
 
     @classmethod
     def by_ibm1(cls, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> PieceLinks:
-        """Count which pieces stand in pairs together. Minutes for 100,000 pairs.
+        """Count which pieces stand in pairs together. Minutes for 100,000 pairs, which is told on stderr.
 
         The piece that marks what is no prose begins a source; it stands for no word, and gets no link.
         """
         begins = [int(source[:1] == [OTHER]) for source in sources]
         plain = [source[begin:] for source, begin in zip(sources, begins, strict=True)]
+        said(f"IBM model 1 links the pieces of {len(plain)} pairs, once for these; 100,000 take some minutes.")
         there, back = IBM1.fit(plain, targets, iterations=ITERATIONS), IBM1.fit(targets, plain, iterations=ITERATIONS)
         found: list[Link] = []
         counts: list[int] = []
-        for source, target, begin in zip(plain, targets, begins, strict=True):
+        for source, target, begin in tracked(list(zip(plain, targets, begins, strict=True)), "links"):
             backward = reversed_links(back.links(target, source))
-            joined = symmetrised(there.links(source, target), backward, "grow-diag-final-and")
+            joined = symmetrised(there.links(source, target), backward, JOINED)
             found += sorted((at + begin, row) for at, row in joined)
             counts.append(len(joined))
         return cls(torch.tensor(found, dtype=torch.int32).reshape(-1, 2), torch.tensor(counts))

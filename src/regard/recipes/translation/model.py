@@ -50,7 +50,7 @@ class Translator(Protocol):
 
 
 class TransformerTranslator(nn.Module):
-    """Encoder and decoder with T5's relative positions; one embedding for both languages and for the output.
+    """Encoder and decoder with T5's relative positions, and absolute ones if asked; one embedding for all.
 
     Args:
         pieces: size of the vocabulary.

@@ -51,7 +51,7 @@ def packaged_translator(folder: Path | None = None) -> TrainedTranslator:
             "no trained translator came with this copy of regard: regard train translation --download"
         )
     saved = read_checkpoint(folder)
-    config = Config.model_validate(saved.facts["config"])
+    config = Config.model_validate(Config.completed(saved.facts["config"]))
     vocabulary = Vocabulary.from_json(bytes(listed(saved.tensors["vocabulary"]["json"])).decode())
     model = build(config, len(vocabulary))
     load_weights(model, unpacked(saved.tensors))

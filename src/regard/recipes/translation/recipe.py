@@ -1,4 +1,4 @@
-"""English to Chinese (or German) with an encoder-decoder Transformer of relative positions. The guide's 2.1.
+"""English to Chinese (or German) with an encoder-decoder Transformer. The guide's 2.1.
 
 regard train translation --download                     the translator
 regard train translation --set num_heads=1              the same with one head
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from regard.explain.alignment_extract import StepRule
@@ -29,6 +29,7 @@ from regard.recipes.translation.scoring import score_by_domain
 from regard.recipes.translation.task import TranslationTask, encoded, one_source
 from regard.recipes.translation.vocabulary import Vocabulary, train_vocabulary
 from regard.training.config import TrainingConfig
+from regard.training.data_digest import digest_of
 from regard.training.order import listed
 from regard.training.setup import seed_all
 from regard.training.sources import cache_folder, fresh_file
@@ -47,7 +48,8 @@ class Config(TrainingConfig):
         absolute: places that the Transformer has beside T5's relative positions: "sinusoid", or null for none.
         guidance: "ibm1": one head that looks at the source is taught by IBM model 1, or "none".
         guided_layer, guided_head: which head of the Transformer; negative numbers count from the last layer.
-        guided_rule: by which step's weights it is taught, "consuming" or "predicting".
+        guided_rule: by which step's weights it is taught, "consuming" or "predicting"; a GRU, whose state looks at the
+            source before it reads a piece, by those of "predicting" only.
         guided_strength: factor of the guided loss.
         dropout_p: unless a schedule is given.
         batch_tokens: most pieces of a batch, padding counted, on its longer side.
@@ -82,6 +84,25 @@ class Config(TrainingConfig):
     dropout_start: float | None = Field(0.3, ge=0, lt=1)
     dropout_end: float | None = Field(0.1, ge=0, lt=1)
     health_every: int = Field(1_000, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rule_of_the_model(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        settings = cast("dict[str, Any]", given)
+        return {"guided_rule": "predicting" if settings.get("model") == "gru" else "consuming", **settings}
+
+    @model_validator(mode="after")
+    def _recurrent_look_comes_first(self) -> Self:
+        if self.guidance != "none" and self.model == "gru" and self.guided_rule != "predicting":
+            raise ValueError("guided_rule: expected predicting with model=gru, which looks at the source first")
+        return self
+
+    @classmethod
+    def completed(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """A Transformer had relative positions alone before there was a key; to a GRU it says nothing."""
+        return dict(saved) if saved.get("model") == "gru" else {"absolute": None, **saved}
 
 
 def make_task(config: Config, *, download: bool) -> TranslationTask:
@@ -127,11 +148,12 @@ def taught_of(config: Config, corpus: Corpus, vocabulary: Vocabulary) -> tuple[P
     guidance = Guidance(config.guided_layer, config.guided_head, config.guided_rule, config.guided_strength)
     if config.model == "transformer":
         guidance.check(config.decoder_layers, config.num_heads)
-    path = _prepared("links", config, corpus).with_suffix(".safetensors")
+    sources, targets = encoded(corpus.train, vocabulary)
+    path = _prepared("links", digest_of(sources, targets), f"-{PieceLinks.MADE_BY}.safetensors")
     if not path.exists():
-        links = PieceLinks.by_ibm1(*encoded(corpus.train, vocabulary))
         with fresh_file(path) as part:
-            links.save(part)
+            if not path.exists():  # another process has counted them while this one waited
+                PieceLinks.by_ibm1(sources, targets).save(part)
     return PieceLinks.load(path), guidance
 
 
@@ -164,7 +186,7 @@ def hidden_for(budget: int, pieces: int, embed_dim: int) -> int:
 
 def vocabulary_of(config: Config, corpus: Corpus) -> Vocabulary:
     """Of the training pairs; kept in the cache, for learning it takes a while."""
-    path = _prepared("pieces", config, corpus).with_suffix(".json")
+    path = _prepared("pieces", corpus.digest, f"-{config.pieces}.json")
     if not path.exists():
         texts = (text for pair in corpus.train for text in (pair.source, pair.target))
         vocabulary = train_vocabulary(texts, config.pieces)
@@ -173,8 +195,8 @@ def vocabulary_of(config: Config, corpus: Corpus) -> Vocabulary:
     return Vocabulary.load(path)
 
 
-def _prepared(what: str, config: Config, corpus: Corpus) -> Path:
-    return cache_folder() / "prepared" / f"translation-{what}-{corpus.digest[:16]}-{config.pieces}"
+def _prepared(what: str, digest: str, end: str) -> Path:
+    return cache_folder() / "prepared" / f"translation-{what}-{digest[:16]}{end}"
 
 
 def report(task: Task, model: nn.Module, config: Config) -> dict[str, Any]:

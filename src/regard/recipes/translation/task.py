@@ -122,8 +122,9 @@ class TranslationTask:
         return {"loss": total / pieces, "bleu": bleu(sentence_counts(written, expected, self.language))}
 
     def data_digest(self) -> str:
-        """Of the pieces of all training pairs."""
-        return digest_of(self._sources, self._targets)
+        """Of the pieces of all training pairs, and of their links where they are taught."""
+        pieces = digest_of(self._sources, self._targets)
+        return pieces if self.taught is None else f"{pieces} {self.taught[0].digest()}"
 
     def health_batch(self) -> Sentences:
         """A few validation pairs, always the same."""

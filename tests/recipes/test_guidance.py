@@ -90,7 +90,9 @@ def test_a_recurrent_model_is_taught_by_its_own_weights():
 @pytest.mark.parametrize("model", ["transformer", "gru"])
 def test_a_taught_head_looks_at_the_linked_piece(model, tmp_path):
     def cross_entropy_of_links(**settings):
-        task, config = tiny_task(model=model, steps=40, learning_rate=5e-3, average_decay=0.0, **settings)
+        task, config = tiny_task(
+            model=model, steps=40, optimizer="adamw", learning_rate=5e-3, average_decay=0.0, **settings
+        )
         trained = train(task, config, tmp_path / str(settings)).model
         taught, _ = tiny_task(model=model, guidance="ibm1", guided_strength=1.0)
         batch = taught.batch(range(30))

@@ -232,3 +232,17 @@ def test_recipes_are_found_by_name():
     assert find("translation").Config is Config
     with pytest.raises(ArgumentError, match=r"recipe: expected one of translation, .* got 'poetry'"):
         find("poetry")
+
+
+def test_the_learning_rate_is_that_of_the_optimizer():
+    assert (Config().optimizer, Config().learning_rate) == ("muon", 0.012)
+    assert Config(optimizer="adamw").learning_rate == 0.0015
+    assert Config(optimizer="adamw", learning_rate=0.012).learning_rate == 0.012
+
+
+def test_runs_from_before_there_was_a_choice_had_adamw():
+    saved = Config(optimizer="adamw", absolute=None).model_dump(mode="json")
+    older = {key: value for key, value in saved.items() if key not in {"optimizer", "absolute"}}
+    assert Config.model_validate(Config.completed(older)) == Config.model_validate(saved)
+    assert Config.model_validate(saved).differences(older) == []
+    assert Config().differences(older)

@@ -28,7 +28,7 @@ from regard.recipes.translation.pairs import Corpus, Language
 from regard.recipes.translation.scoring import score_by_domain
 from regard.recipes.translation.task import TranslationTask, encoded, one_source
 from regard.recipes.translation.vocabulary import Vocabulary, train_vocabulary
-from regard.training.config import TrainingConfig
+from regard.training.config import OptimizerName, TrainingConfig
 from regard.training.data_digest import digest_of
 from regard.training.order import listed
 from regard.training.setup import seed_all
@@ -55,6 +55,7 @@ class Config(TrainingConfig):
         batch_tokens: most pieces of a batch, padding counted, on its longer side.
         others: training pairs that are no prose in each epoch, as a part of those that are.
         beams: of the test's translations.
+        learning_rate: 0.0015 with optimizer=adamw unless given.
     """
 
     language: Language = "zh"
@@ -76,22 +77,25 @@ class Config(TrainingConfig):
     others: float = Field(0.5, ge=0)
     beams: int = Field(4, ge=1)
 
-    steps: int = Field(6_000, ge=1)
-    learning_rate: float = Field(1.5e-3, gt=0)
-    warmup_steps: int = Field(1_000, ge=0)
+    steps: int = Field(3_000, ge=1)
+    optimizer: OptimizerName = "muon"
+    learning_rate: float = Field(0.012, gt=0)
+    warmup_steps: int = Field(500, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
     average_decay: float = Field(0.999, ge=0, lt=1)
-    dropout_start: float | None = Field(0.3, ge=0, lt=1)
-    dropout_end: float | None = Field(0.1, ge=0, lt=1)
+    dropout_start: float | None = Field(0.0, ge=0, lt=1)
+    dropout_end: float | None = Field(0.15, ge=0, lt=1)
     health_every: int = Field(1_000, ge=0)
 
     @model_validator(mode="before")
     @classmethod
-    def _rule_of_the_model(cls, given: object) -> object:
+    def _defaults_that_hang_together(cls, given: object) -> object:
         if not isinstance(given, dict):
             return given
-        settings = cast("dict[str, Any]", given)
-        return {"guided_rule": "predicting" if settings.get("model") == "gru" else "consuming", **settings}
+        found = cast("dict[str, Any]", given)
+        if found.get("model") == "gru":
+            found = {"guided_rule": "predicting", **found}
+        return {"learning_rate": 1.5e-3, **found} if found.get("optimizer") == "adamw" else found
 
     @model_validator(mode="after")
     def _recurrent_look_comes_first(self) -> Self:
@@ -101,8 +105,9 @@ class Config(TrainingConfig):
 
     @classmethod
     def completed(cls, saved: Mapping[str, Any]) -> dict[str, Any]:
-        """A Transformer had relative positions alone before there was a key; to a GRU it says nothing."""
-        return dict(saved) if saved.get("model") == "gru" else {"absolute": None, **saved}
+        """AdamW was the only optimizer, and a Transformer had relative positions alone; to a GRU that says nothing."""
+        found = {"optimizer": "adamw", **saved}
+        return found if found.get("model") == "gru" else {"absolute": None, **found}
 
 
 def make_task(config: Config, *, download: bool) -> TranslationTask:

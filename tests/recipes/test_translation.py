@@ -204,13 +204,13 @@ def test_scores_come_by_domain():
     assert score_by_domain(found["written"], task.corpus.test, "zh") == found["scores"]
 
 
-def test_the_variants_differ_in_one_thing_each():
+def test_the_variants_differ_in_one_thing_each_and_what_hangs_on_it():
     chosen = {variant.name: variant.config for variant in variants(Config(steps=5))}
     main = chosen.pop(MAIN).decisive()
     changed = {
         name: {key for key, value in each.decisive().items() if value != main[key]} for name, each in chosen.items()
     }
-    assert changed == {"one-head": {"num_heads"}, "gru": {"model", "guided_rule"}}
+    assert changed == {"one-head": {"num_heads"}, "gru": {"model", "guided_rule", "learning_rate"}}
 
 
 def test_the_page_tells_every_system():
@@ -234,10 +234,24 @@ def test_recipes_are_found_by_name():
         find("poetry")
 
 
-def test_the_learning_rate_is_that_of_the_optimizer():
+def test_the_learning_rate_is_that_of_model_and_optimizer():
     assert (Config().optimizer, Config().learning_rate) == ("muon", 0.012)
-    assert Config(optimizer="adamw").learning_rate == 0.0015
+    assert Config(model="gru").learning_rate == 0.003
+    assert Config(optimizer="adamw").learning_rate == Config(optimizer="adamw", model="gru").learning_rate == 0.0015
     assert Config(optimizer="adamw", learning_rate=0.012).learning_rate == 0.012
+
+
+@pytest.mark.parametrize(
+    ("config", "rates"),
+    [
+        (Config(), {"transformer": 0.012, "one-head": 0.012, "gru": 0.003}),
+        (Config(model="gru"), {"transformer": 0.012, "one-head": 0.012, "gru": 0.003}),
+        (Config(learning_rate=0.006), {"transformer": 0.006, "one-head": 0.006, "gru": 0.006}),
+        (Config(optimizer="adamw"), {"transformer": 0.0015, "one-head": 0.0015, "gru": 0.0015}),
+    ],
+)
+def test_compared_models_have_learning_rates_of_their_own(config, rates):
+    assert {each.name: each.config.learning_rate for each in variants(config)} == rates
 
 
 def test_runs_from_before_there_was_a_choice_had_adamw():

@@ -14,7 +14,7 @@ from typing import Any
 from regard.recipes.comparison import Result, Variant, compare_variants, markdown_table
 from regard.recipes.translation.baselines import TranslationMemory
 from regard.recipes.translation.pairs import Corpus
-from regard.recipes.translation.recipe import Config, corpus_of, report, task_of, vocabulary_of
+from regard.recipes.translation.recipe import Config, corpus_of, report, task_of, usual_rate, vocabulary_of
 from regard.recipes.translation.scoring import bleu_difference, score_by_domain, sentence_counts
 from regard.training.whole_file import write_whole
 
@@ -28,8 +28,9 @@ _TITLES = {
 
 
 def variants(config: Config) -> list[Variant[Config]]:
-    """The translator, with one head, and recurrent."""
-    common = config.model_dump()
+    """The translator, with one head, and recurrent; each at its own usual learning rate unless another is asked for."""
+    usual = config.learning_rate == usual_rate(config.model, config.optimizer)
+    common = config.model_dump(exclude={"learning_rate"} if usual else None)
     differing = {
         MAIN: {"model": "transformer"},
         "one-head": {"model": "transformer", "num_heads": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -210,6 +211,20 @@ def test_without_a_font_a_png_is_refused_before_any_work(monkeypatch, tmp_path):
     drawing.check_heatmap(tmp_path / "map.svg")
     with pytest.raises(ArgumentError, match=r"got '.*map'"):
         drawing.check_heatmap(tmp_path / "map")
+
+
+def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found(monkeypatch, tmp_path):
+    manager = pytest.importorskip("matplotlib.font_manager")
+    later, broken = manager.findfont("DejaVu Sans"), tmp_path / "broken.ttf"
+    broken.write_text("no font")
+    older = copy.copy(manager.fontManager)
+    older.ttflist = [font for font in older.ttflist if font.name != "DejaVu Sans"]
+    monkeypatch.setattr(manager, "fontManager", older)
+    monkeypatch.setattr(drawing, "_CHINESE_FONTS", ("DejaVu Sans",))
+    monkeypatch.setattr(manager, "findSystemFonts", lambda: [str(broken)])
+    assert drawing._fonts() == []
+    monkeypatch.setattr(manager, "findSystemFonts", lambda: [str(broken), later])
+    assert drawing._fonts() == ["DejaVu Sans"]
 
 
 def test_words_of_a_sentence(translator):

@@ -5,6 +5,7 @@ PNG, SVG and PDF by matplotlib; HTML as one page of text and rectangles, without
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 import warnings
@@ -19,7 +20,9 @@ from regard.training.whole_file import write_whole
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")
 _CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Noto Serif CJK SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
-                  "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei", "Droid Sans Fallback")  # fmt: skip
+                  "WenQuanYi Zen Hei", "PingFang SC", "Microsoft YaHei", "SimHei", "Droid Sans Fallback",
+                  "Noto Sans CJK JP")  # fmt: skip
+"""The last is all that matplotlib before 3.11 sees of Noto's collection."""
 _CELL, _CHARACTER = 26, 9
 _DOTS, _MOST_PIXELS = 150.0, 12e6
 """To an inch, and in all: a picture of hundreds of words gets fewer dots, or it would take gigabytes."""
@@ -109,11 +112,26 @@ def _plain(word: str) -> str:
 
 def _fonts() -> list[str]:
     try:
-        from matplotlib import font_manager
+        manager: Any = import_module("matplotlib.font_manager")
     except ImportError as problem:
         raise DependencyError("matplotlib", "plot") from problem
-    there = {font.name for font in font_manager.fontManager.ttflist}
+    if not _chinese(manager):
+        _list_new_fonts(manager)
+    return _chinese(manager)
+
+
+def _chinese(manager: Any) -> list[str]:
+    there = {font.name for font in manager.fontManager.ttflist}
     return [name for name in _CHINESE_FONTS if name in there][:1]
+
+
+def _list_new_fonts(manager: Any) -> None:
+    """matplotlib keeps the list of its first day: fonts that were installed later are not in it."""
+    listed = {font.fname for font in manager.fontManager.ttflist}
+    for path in manager.findSystemFonts():
+        if path not in listed:
+            with contextlib.suppress(OSError, RuntimeError):  # no font, or none that matplotlib reads
+                manager.fontManager.addfont(path)
 
 
 def _page(translation: Translation) -> str:

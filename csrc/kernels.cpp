@@ -8,6 +8,7 @@
 #include <time.h>
 
 namespace {
+#include "half_precision.inl"
 #include "multiply.inl"
 #include "pack.inl"
 #include "transpose.inl"

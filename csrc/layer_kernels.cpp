@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 namespace {
+#include "half_precision.inl"
 #include "multiply.inl"
 #include "pack.inl"
 #include "transpose.inl"

@@ -50,6 +50,10 @@ def test_own_data_are_told_by_what_is_in_the_file(tmp_path):
     path.write_text("a\tc\n")
     assert len(before) == 64
     assert own_data(str(path)) != before
+    of_the_folder = own_data(str(tmp_path))
+    assert len(of_the_folder) == 64
+    path.rename(tmp_path / "other.tsv")
+    assert own_data(str(tmp_path)) != of_the_folder
 
 
 @pytest.mark.parametrize(("accumulate", "processes", "most"), [(1, 1, 1.0), (4, 1, 0.25), (2, 2, 0.25)])

@@ -6,6 +6,7 @@ when it is finished, which is not computed again while the configuration is the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -130,8 +131,14 @@ def _expected_seconds(variants: Sequence[Variant[C]], make_task: Callable[[C], T
 
 
 def own_data(path: str | None) -> str:
-    """By which a file of somebody's own is told from what was in it before; nothing for data that are pinned."""
-    return "" if path is None or not Path(path).is_file() else sha256_of(Path(path))
+    """By which data of somebody's own are told from what was there before; nothing for data that are pinned."""
+    if path is None or not Path(path).exists():
+        return ""
+    if Path(path).is_file():
+        return sha256_of(Path(path))
+    files = sorted(each for each in Path(path).rglob("*") if each.is_file())
+    told = [f"{each.relative_to(path)}\0{sha256_of(each)}" for each in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def _finished(folder: Path, config: TrainingConfig, data: str) -> Result | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ MOST_PIXELS = 100_000_000
 """Larger pictures are refused: decoded they would take gigabytes."""
 
 
-def read_picture(path: Path) -> Image:
+def read_picture(path: Path, content: bytes | None = None) -> Image:
     """The first frame of a picture, upright, as RGBA of 8 bits.
 
-    Grey, palettes, CMYK and 16 bits are converted; a picture without transparency becomes opaque.
+    Grey, palettes, CMYK and 16 bits are converted; a picture without transparency becomes opaque. `content` is the
+    picture where it is in no file; then `path` is only what errors call it.
 
     Raises:
         DataError: no such file, a folder, no picture, cut short, or more than `MOST_PIXELS` pixels.
@@ -30,14 +32,12 @@ def read_picture(path: Path) -> Image:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise DependencyError("pillow", "train") from error
-    if not path.exists():
-        raise DataError(f"{str(path)!r}: there is no such file. Give the path of a picture (PNG, JPEG, WebP, ...).")
-    if not path.is_file():
-        raise DataError(f"{str(path)!r}: expected a picture, got a folder. Give one file.")
+    if content is None:
+        _check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(path if content is None else BytesIO(content)) as opened:
                 _check_size(path, *opened.size)
                 upright = ImageOps.exif_transpose(opened)
                 return _of_eight_bits(upright).convert("RGBA")
@@ -84,6 +84,13 @@ def _of_eight_bits(picture: Image) -> Image:
         return value * (255.0 / most) + 0.0  # Pillow wants exactly this form
 
     return wide.point(scaled).convert("L")
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{str(path)!r}: there is no such file. Give the path of a picture (PNG, JPEG, WebP, ...).")
+    if not path.is_file():
+        raise DataError(f"{str(path)!r}: expected a picture, got a folder. Give one file.")
 
 
 def _check_size(path: Path, width: int, height: int) -> None:

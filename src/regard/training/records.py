@@ -3,6 +3,9 @@
 Text is UTF-8; a byte order mark, Windows' ends of lines and empty lines are accepted. Everything else that is not as
 described is an error that names the file and the line and says what was expected. Keys of a JSON object that a
 function does not name are ignored.
+
+Instead of a JSONL file or a folder of images each takes a folder that `datasets.Dataset.save_to_disk` wrote, whose
+columns are called as the keys are.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, TypeVar, cast
 
 from regard._errors import DataError
+from regard.training.saved_datasets import is_saved_dataset, rows_of_dataset
 
 LONGEST_LINE = 4_000_000
 """Characters; a longer one is no text but a file without ends of lines."""
@@ -37,24 +41,34 @@ class Turn(NamedTuple):
 
 
 class LabelledImage(NamedTuple):
-    """A picture and what it shows: a class, or a caption."""
+    """A picture and what it shows: a class, or a caption. `content`: the picture itself, where it has no file."""
 
     path: Path
     label: str
+    content: bytes | None = None
 
 
-def read_pairs(path: Path | str) -> list[tuple[str, str]]:
+def read_pairs(path: Path | str, languages: tuple[str, str] | None = None) -> list[tuple[str, str]]:
     """Sentences and their translations.
 
-    A `.jsonl` file has one object a line, with the texts `source` and `target`. Any other is tab-separated: two
-    columns, after a first line `source<TAB>target` if one likes.
+    A `.jsonl` file has one object a line, with the texts `source` and `target`; or with an object `translation` whose
+    keys are the two `languages`, such as ("en", "zh"). Any other is tab-separated: two columns, after a first line
+    `source<TAB>target` if one likes.
 
     Raises:
         DataError: with the line, when something is not so.
     """
+
+    def pair(fields: dict[str, Any], where: str) -> tuple[str, str]:
+        both: Any = fields.get("translation")
+        if languages is None or "source" in fields or not isinstance(both, dict):
+            return _json_pair(fields, where)
+        texts, where = cast("dict[str, Any]", both), f"{where}, translation"
+        return _text(texts, languages[0], where, LONGEST_SENTENCE), _text(texts, languages[1], where, LONGEST_SENTENCE)
+
     path = Path(path)
-    if path.suffix == ".jsonl":
-        return _filled(path, _rows(path, _json_pair))
+    if path.suffix == ".jsonl" or is_saved_dataset(path):
+        return _filled(path, _rows(path, pair))
     return _filled(path, _tab_separated(path, ("source", "target"), _sentence))
 
 
@@ -88,9 +102,12 @@ def read_dialogues(path: Path | str) -> list[tuple[Turn, ...]]:
 def read_images(folder: Path | str) -> list[LabelledImage]:
     """A folder of images with `labels.tsv`: the name of a file below the folder, a tab, its label or caption.
 
-    A first line `file<TAB>label` is accepted. Each image is named once, and is there.
+    A first line `file<TAB>label` is accepted. Each image is named once, and is there. Of a saved dataset they are the
+    columns `image` and `label`.
     """
     folder = Path(folder)
+    if is_saved_dataset(folder):
+        return _filled(folder, _rows(folder, _image_inside))
     path = folder / "labels.tsv"
     if folder.is_dir() and not path.exists():
         raise DataError(f"{folder}: expected a file labels.tsv: the name of an image, a tab, its label")
@@ -155,6 +172,11 @@ def _tab_separated(path: Path, header: tuple[str, str], row: Callable[[list[str]
 
 
 def _rows(path: Path, row: Callable[[dict[str, Any], str], _Row]) -> Iterator[_Row]:
+    for where, fields in rows_of_dataset(path) if is_saved_dataset(path) else _objects(path):
+        yield row(fields, where)
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in lines(path):
         where = f"{path}, line {number}"
         try:
@@ -163,7 +185,7 @@ def _rows(path: Path, row: Callable[[dict[str, Any], str], _Row]) -> Iterator[_R
             raise DataError(f"{where}: expected a JSON object, got {line[:40]!r}: {error}") from error
         if not isinstance(fields, dict):
             raise DataError(f"{where}: expected a JSON object, got {_named(fields)}")
-        yield row(cast("dict[str, Any]", fields), where)
+        yield where, cast("dict[str, Any]", fields)
 
 
 def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -207,6 +229,16 @@ def _text(fields: dict[str, Any], key: str, where: str, longest: int) -> str:
     if any("\ud800" <= mark <= "\udfff" for mark in text):
         raise DataError(f"{where}: {key!r} holds half of a surrogate pair, which is no character")
     return text
+
+
+def _image_inside(fields: dict[str, Any], where: str) -> LabelledImage:
+    """Of a saved dataset: the picture's bytes, and the name that its file had."""
+    label = _text(fields, "label", where, LONGEST_SENTENCE)
+    image: Any = fields.get("image")
+    content = cast("dict[str, Any]", image).get("bytes") if isinstance(image, dict) else None
+    if not isinstance(content, bytes):
+        raise DataError(f"{where}: expected a picture in the column 'image' with its bytes, got {_named(image)}")
+    return LabelledImage(Path(where), label, content)
 
 
 def _inside(folder: Path, name: str, where: str) -> Path:

@@ -16,7 +16,7 @@ class Config(TrainingConfig):
 
     Args:
         data: "chitchat", conversations, or "babi", stories with a question (`STORIES` has defaults for them).
-        path: a JSONL file of one's own dialogues instead of chitchat.
+        path: a JSONL file of one's own dialogues, or a saved dataset, instead of chitchat.
         memory: "none", "ema", "cache" or "recurrent"; see `regard.recipes.dialogue.model`.
         slots: vectors of "ema", tokens of "recurrent".
         decay: lambda of "ema" at the beginning; it is learned for each slot.

@@ -39,7 +39,7 @@ def load_own(folder: Path) -> Splits:
     classes = tuple(sorted({each.label for each in labelled}))
     if len(classes) < 2:
         raise DataError(f"{folder}: expected pictures of two classes or more, got {', '.join(classes)!r} alone")
-    images = [preprocessed(read_picture(each.path)) for each in labelled]
+    images = [preprocessed(read_picture(each.path, each.content)) for each in labelled]
     sides = _sides(folder, labelled, [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images])
 
     def part(side: str) -> Pictures:

@@ -50,7 +50,7 @@ class Config(TrainingConfig):
         embed_dim, num_heads, num_layers: of the ViT.
         batch_size: pictures.
         augment: move training pictures by up to 2 pixels, and mirror half of them.
-        images: a folder of one's own pictures with `labels.tsv` instead of Fashion-MNIST; see `own_pictures`.
+        images: a folder of one's own pictures with `labels.tsv`, or a saved dataset, instead of Fashion-MNIST.
         pictures: how many of each split are used; 0 is all. For tries.
     """
 

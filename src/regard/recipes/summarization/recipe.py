@@ -38,7 +38,7 @@ class Config(TrainingConfig):
 
     Args:
         corpus: "descriptions" or "man_pages" of Debian, "peps", or "file" for documents of one's own.
-        file: where the documents of "file" and "peps" are.
+        file: where the documents of "file" and "peps" are: JSONL, or a saved dataset.
         encoder: "flat" cuts a document short, "windowed" sees near tokens, "hierarchical" has sentences and paragraphs.
         style: "abstractive" writes a summary, "extractive" chooses sentences.
         pieces: size of the vocabulary.

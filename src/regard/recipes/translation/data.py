@@ -75,7 +75,7 @@ def own(path: Path, language: Language = "zh") -> Corpus:
         DataError: a line that is no pair, by its number; or too few that are worth keeping.
     """
     counts: Counter[str] = Counter()
-    pairs = list(_clean((Pair(*texts, OWN) for texts in read_pairs(path)), language, counts))
+    pairs = list(_clean((Pair(*texts, OWN) for texts in read_pairs(path, ("en", language))), language, counts))
     part = min(1_000, len(pairs) // 20)
     if part < 1:
         raise DataError(

@@ -48,7 +48,7 @@ class Config(TrainingConfig):
 
     Args:
         language: of the targets.
-        pairs: a TSV or JSONL file of your own to train on instead.
+        pairs: a TSV or JSONL file of your own, or a saved dataset, to train on instead.
         model: "transformer", or "gru", which has as many parameters.
         pieces: size of the vocabulary of both languages.
         embed_dim, num_heads, encoder_layers, decoder_layers: of the Transformer.

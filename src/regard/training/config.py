@@ -30,8 +30,8 @@ class TrainingConfig(BaseModel):
         clip_norm: gradients are scaled down to this norm; 0 is off.
         label_smoothing: for recipes whose loss is a cross entropy.
         average_decay: of the moving average of weights, which is what is evaluated and kept; 0 is off.
-        dropout_start, dropout_end: the rate falls linearly from one to the other over the run (the guide's 3.3); both
-            or neither. Without, the rate is the model's own.
+        dropout_start, dropout_end: the rate goes linearly from one to the other over the run; both or neither. The
+            guide (3.3) lets it fall, and it may rise. Without, the rate is the model's own.
         precision: of products: "bfloat16" is autocast, "auto" takes it where the machine computes in it.
         sharding: "full" spreads weights, gradients and optimizer over the processes of torchrun (FSDP2).
         threads: of this process while it trains; torch's own choice unless given.

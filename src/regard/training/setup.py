@@ -24,7 +24,7 @@ def computes_in_bfloat16(config: TrainingConfig) -> bool:
 
 
 def dropout_for(model: nn.Module, config: TrainingConfig) -> DropoutSchedule | None:
-    """The guide's falling dropout, if it is asked for."""
+    """The guide's dropout that changes over the run, if it is asked for."""
     if config.dropout_start is None or config.dropout_end is None:
         return None
     return DropoutSchedule(model, config.dropout_start, config.dropout_end, steps=config.steps)

@@ -16,6 +16,8 @@
 namespace {
 #include "torch_tensors.inl"
 
+constexpr int64_t kOneThread = 1 << 19; /* below so many multiply-adds one thread is done before a second has woken */
+
 /* ----------------------------------------------------------------------------------- a problem */
 
 struct Memory { /* freed at the end, unless torch throws: then nothing was asked for yet */

@@ -10,7 +10,6 @@ typedef int32_t Failure; /* 0: none */
 typedef void (*Kernel)(Value *stack, uint64_t arguments, uint64_t results);
 
 constexpr uint64_t kWrittenFor = (uint64_t)2 << 56 | (uint64_t)13 << 48; /* torch 2.13's interface */
-constexpr int64_t kOneThread = 1 << 19; /* below so many multiply-adds one thread is done before a second has woken */
 
 /* torch's functions, in the order of `names`. */
 struct Torch {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 
@@ -50,10 +51,18 @@ def test_own_data_are_told_by_what_is_in_the_file(tmp_path):
     path.write_text("a\tc\n")
     assert len(before) == 64
     assert own_data(str(path)) != before
-    of_the_folder = own_data(str(tmp_path))
-    assert len(of_the_folder) == 64
-    path.rename(tmp_path / "other.tsv")
-    assert own_data(str(tmp_path)) != of_the_folder
+
+
+def test_a_saved_dataset_is_told_by_its_rows(tmp_path):
+    def digest(rows, **several):
+        datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"), **several)
+        return own_data(str(tmp_path / "saved"))
+
+    first, second = [{"source": "a"}, {"source": "b"}], [{"source": "a"}, {"source": "c"}]
+    assert len({digest(first), digest(second), digest(first, num_shards=2), digest(second, num_shards=2)}) == 4
+    before = digest(first)
+    (tmp_path / "saved" / "cache-1.arrow").write_bytes(b"what a filter left there")
+    assert own_data(str(tmp_path / "saved")) == before
 
 
 @pytest.mark.parametrize(("accumulate", "processes", "most"), [(1, 1, 1.0), (4, 1, 0.25), (2, 2, 0.25)])

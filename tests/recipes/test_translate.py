@@ -223,6 +223,14 @@ def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found(monkeyp
     monkeypatch.setattr(drawing, "_CHINESE_FONTS", ("DejaVu Sans",))
     monkeypatch.setattr(manager, "findSystemFonts", lambda: [str(broken)])
     assert drawing._fonts() == []
+    read = older.addfont
+
+    def of_a_broken_name(path):
+        if path == str(broken):
+            b"\xff".decode()
+        read(path)
+
+    older.addfont = of_a_broken_name
     monkeypatch.setattr(manager, "findSystemFonts", lambda: [str(broken), later])
     assert drawing._fonts() == ["DejaVu Sans"]
 

@@ -220,7 +220,7 @@ def test_the_page_tells_every_system():
         "corpus": {"test": 1000},
         "scores": dict.fromkeys((MAIN, "one-head", "gru", "memory"), score),
         "above": {"memory": {"difference": 5.5, "low": 5.0, "high": 6.0}},
-        "training": {MAIN: {"parameters": 8_000_000, "steps": 10, "seconds": 120.0}},
+        "training": {MAIN: {"parameters": 8_000_000, "steps": 10, "seconds": 120.0, "learning_rate": 0.012}},
     }
     text = page(facts)
     assert "25.0 (24.0 to 26.0)" in text
@@ -260,3 +260,10 @@ def test_runs_from_before_there_was_a_choice_had_adamw():
     assert Config.model_validate(Config.completed(older)) == Config.model_validate(saved)
     assert Config.model_validate(saved).differences(older) == []
     assert Config().differences(older)
+
+
+def test_a_gru_from_before_it_could_be_taught_goes_on():
+    config = Config(model="gru", optimizer="adamw")
+    saved = config.model_dump(mode="json")
+    older = {key: value for key, value in saved.items() if not key.startswith("guid") and key != "optimizer"}
+    assert config.differences(older) == []

@@ -101,9 +101,10 @@ def test_a_line_that_is_too_long_is_not_read_to_its_end(tmp_path: Path, monkeypa
 
 
 def test_a_file_that_is_not_there_and_one_that_is_a_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "absent.tsv", tmp_path):
-        with pytest.raises(DataError, match="cannot be read"):
-            read_pairs(path)
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_pairs(tmp_path / "absent.tsv")
+    with pytest.raises(DataError, match="expected a file, or a folder that datasets saved, got another folder"):
+        read_pairs(tmp_path)
 
 
 def test_documents(tmp_path: Path) -> None:

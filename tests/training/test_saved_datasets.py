@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import types
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -137,7 +139,7 @@ def test_several_parts_are_told_by_name(tmp_path):
     assert said(caught).endswith("got several parts (train, test); name the folder of one of them")
     assert len(read_pairs(tmp_path / "both" / "train")) == 2
     (tmp_path / "both" / "dataset_dict.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset_dict.json: expected the names of the parts"):
+    with pytest.raises(DataError, match=r"both: expected a dataset as save_to_disk writes it, got a damaged one"):
         read_pairs(tmp_path / "both")
 
 
@@ -159,15 +161,25 @@ def of_no_state(folder: Path) -> None:
     (folder / "state.json").write_bytes(b"\xff")
 
 
-def without_information(folder: Path) -> None:
-    (folder / "dataset_info.json").unlink()
+def of_deep_state(folder: Path) -> None:
+    (folder / "state.json").write_text("[" * 100_000)
 
 
-@pytest.mark.parametrize("damage", [cut, without_a_file, of_other_state, of_no_state, without_information])
+def of_a_file_elsewhere(folder: Path) -> None:
+    (arrow,) = folder.glob("*.arrow")
+    arrow.rename(folder.parent / "elsewhere.arrow")
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../elsewhere.arrow"}]}))
+
+
+@pytest.mark.parametrize(
+    "damage", [cut, without_a_file, of_other_state, of_no_state, of_deep_state, of_a_file_elsewhere]
+)
 def test_damage_is_told(tmp_path, damage):
     folder = saved(tmp_path, PAIRS)
     damage(folder)
-    with pytest.raises(DataError, match="expected a dataset as save_to_disk writes it, and it is damaged") as caught:
+    with pytest.raises(
+        DataError, match=r"expected a dataset as save_to_disk writes it, got a damaged one \(.+\)\. Save it again\.$"
+    ) as caught:
         read_pairs(folder)
     assert str(folder) in said(caught)
 
@@ -185,6 +197,71 @@ def test_columns_that_a_format_hides_are_read(tmp_path):
     assert read_pairs(tmp_path / "saved") == [("one", "一"), ("two", "二")]
 
 
+@pytest.mark.parametrize("name", ["a::b", "a b%20c", "一"])
+def test_a_folder_of_any_name(tmp_path, name):
+    saved(tmp_path, PAIRS).rename(tmp_path / name)
+    assert len(read_pairs(tmp_path / name)) == 2
+
+
+def test_of_several_files_rows_are_counted_on(tmp_path):
+    rows = [*PAIRS, {"source": "three", "target": ""}]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"), num_shards=3)
+    with pytest.raises(DataError, match="row 3: 'target' is empty"):
+        read_pairs(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [
+        (datasets.List(datasets.Image()), [{"bytes": None, "path": "https://nowhere.invalid/z.png"}]),
+        (datasets.Image(), {"bytes": None, "path": "https://nowhere.invalid/z.png"}),
+        (datasets.Audio(), {"bytes": b"no sound", "path": None}),
+        (datasets.Value("timestamp[s]"), 10**18),
+    ],
+)
+def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path, feature, value):
+    folder = saved(tmp_path, PAIRS[:1])
+    text = datasets.Value("string")
+    schema = datasets.Features(source=text, target=text, other=feature).arrow_schema
+    table = pa.table([["one"], ["一"], pa.array([value], schema.field("other").type)], schema=schema)
+    (file,) = folder.glob("*.arrow")
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        stream.write_table(table)
+    assert read_pairs(folder) == [("one", "一")]
+
+
+def test_a_value_that_cannot_be_read_is_told_with_its_row(tmp_path):
+    cut_in_two = pa.array([b"one", b"\xff"]).cast(pa.binary()).view(pa.string())
+    made = datasets.Dataset(pa.table({"source": cut_in_two, "target": pa.array(["a", "b"])}))
+    made.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"row 2: cannot be read \('utf-8' codec can't decode byte 0xff"):
+        read_pairs(tmp_path / "saved")
+
+
+def test_a_class_without_a_name_is_told(tmp_path):
+    folder = saved(tmp_path, [{"image": picture(1), "label": 1}], image=datasets.Image())
+    labels = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a"]))
+    loaded = datasets.load_from_disk(str(folder))
+    made = datasets.Dataset(loaded.data.table.replace_schema_metadata(None), info=datasets.DatasetInfo(features=labels))
+    made.save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(DataError, match="row 1: expected one of 1 classes, got number 1"):
+        read_images(tmp_path / "other")
+
+
+def test_a_name_that_is_too_long_for_any_file(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        read_pairs(tmp_path / ("x" * 300))
+
+
+def test_a_translation_that_is_none(tmp_path):
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text('{"translation": null}')
+    with pytest.raises(
+        DataError, match="line 1, translation: expected an object with the texts by language, got nothing"
+    ):
+        read_pairs(lines, ("en", "zh"))
+
+
 def test_without_the_package_its_name_is_told(tmp_path, monkeypatch):
     folder = saved(tmp_path, PAIRS)
 
@@ -193,4 +270,7 @@ def test_without_the_package_its_name_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saved_datasets, "import_module", absent)
     with pytest.raises(DependencyError, match=r"'datasets': pip install 'regard\[datasets\]'"):
+        read_pairs(folder)
+    monkeypatch.setattr(saved_datasets, "import_module", lambda _: types.ModuleType("datasets"))  # a folder so called
+    with pytest.raises(DependencyError, match="'datasets'"):
         read_pairs(folder)

@@ -23,6 +23,7 @@ from regard._errors import DataError
 from regard.training.config import TrainingConfig
 from regard.training.loop import train
 from regard.training.optimizers import optimizer_for
+from regard.training.saved_datasets import data_files, is_saved_dataset
 from regard.training.setup import computes_in_bfloat16
 from regard.training.sources import sha256_of
 from regard.training.task import Task
@@ -134,11 +135,9 @@ def own_data(path: str | None) -> str:
     """By which data of somebody's own are told from what was there before; nothing for data that are pinned."""
     if path is None or not Path(path).exists():
         return ""
-    if Path(path).is_file():
-        return sha256_of(Path(path))
-    files = sorted(each for each in Path(path).rglob("*") if each.is_file())
-    told = [f"{each.relative_to(path)}\0{sha256_of(each)}" for each in files]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    files = data_files(Path(path)) if is_saved_dataset(Path(path)) else [Path(path)]
+    digests = [sha256_of(each) for each in files if each.is_file()]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _finished(folder: Path, config: TrainingConfig, data: str) -> Result | None:

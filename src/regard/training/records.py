@@ -23,6 +23,7 @@ LONGEST_LINE = 4_000_000
 LONGEST_SENTENCE = 10_000
 _LONGEST_BYTES = 4 * LONGEST_LINE
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".pgm", ".ppm")
+_KEYS = frozenset({"source", "target", "translation", "document", "summary", "turns", "image", "label"})
 _Row = TypeVar("_Row")
 
 
@@ -60,10 +61,12 @@ def read_pairs(path: Path | str, languages: tuple[str, str] | None = None) -> li
     """
 
     def pair(fields: dict[str, Any], where: str) -> tuple[str, str]:
-        both: Any = fields.get("translation")
-        if languages is None or "source" in fields or not isinstance(both, dict):
+        if languages is None or "source" in fields or "translation" not in fields:
             return _json_pair(fields, where)
-        texts, where = cast("dict[str, Any]", both), f"{where}, translation"
+        texts, where = fields["translation"], f"{where}, translation"
+        if not isinstance(texts, dict):
+            raise DataError(f"{where}: expected an object with the texts by language, got {_named(texts)}")
+        texts = cast("dict[str, Any]", texts)
         return _text(texts, languages[0], where, LONGEST_SENTENCE), _text(texts, languages[1], where, LONGEST_SENTENCE)
 
     path = Path(path)
@@ -137,6 +140,8 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                 text = _decoded(line, f"{path}, line {number}", first=number == 1)
                 if text.strip():
                     yield number, text
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: expected a file, or a folder that datasets saved, got another folder") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -172,7 +177,7 @@ def _tab_separated(path: Path, header: tuple[str, str], row: Callable[[list[str]
 
 
 def _rows(path: Path, row: Callable[[dict[str, Any], str], _Row]) -> Iterator[_Row]:
-    for where, fields in rows_of_dataset(path) if is_saved_dataset(path) else _objects(path):
+    for where, fields in rows_of_dataset(path, _KEYS) if is_saved_dataset(path) else _objects(path):
         yield row(fields, where)
 
 
@@ -262,5 +267,6 @@ def _filled(path: Path, rows: Iterable[_Row]) -> list[_Row]:
 
 
 def _named(value: Any) -> str:
-    kinds = {type(None): "nothing", bool: "a truth value", int: "a number", float: "a number", str: "a text"}
+    kinds: dict[type[Any], str] = {type(None): "nothing", bool: "a truth value", str: "a text", bytes: "bytes"}
+    kinds |= {int: "a number", float: "a number"}
     return kinds.get(cast("type[Any]", type(value)), "a list" if isinstance(value, list) else "an object")

@@ -96,7 +96,7 @@ def read_file(path: Path) -> Iterator[Example]:
     Raises:
         DataError: with the number of the first line that is no document with a summary.
     """
-    if path.suffix != ".gz":
+    if path.suffix != ".gz" or path.is_dir():
         yield from _documents(path)
         return
     with tempfile.TemporaryDirectory() as beside:
@@ -120,7 +120,7 @@ def _documents(path: Path) -> Iterator[Example]:
 
 def _proposals(file: Path | None) -> Path:
     path = file or cache_folder() / "peps" / "peps_abstracts.jsonl.gz"
-    if not path.is_file():
+    if not path.exists():
         raise DataError(
             f"the proposals are not at {str(path)!r}. Make the file from a checkout of the PEPs with "
             "regard.recipes.summarization.peps.build_peps(checkout, file), and name it: --set file=FILE"

@@ -76,6 +76,7 @@ def summary(config: Config, corpus: Corpus, results: Mapping[str, Result]) -> di
     written = {name: list(result["written"]) for name, result in results.items()}
     memory = TranslationMemory([pair.source for pair in corpus.train], [pair.target for pair in corpus.train])
     written["memory"] = [memory.translate(pair.source) for pair in corpus.test]
+    rates = {variant.name: variant.config.learning_rate for variant in variants(config)}
     counts = {name: sentence_counts(texts, expected, config.language) for name, texts in written.items()}
     return {
         "language": config.language,
@@ -84,7 +85,8 @@ def summary(config: Config, corpus: Corpus, results: Mapping[str, Result]) -> di
         "scores": {name: score_by_domain(texts, corpus.test, config.language) for name, texts in written.items()},
         "above": {name: bleu_difference(counts[MAIN], each) for name, each in counts.items() if name != MAIN},
         "training": {
-            name: {key: result[key] for key in ("parameters", "steps", "seconds")} for name, result in results.items()
+            name: {key: result[key] for key in ("parameters", "steps", "seconds")} | {"learning_rate": rates[name]}
+            for name, result in results.items()
         },
         "written": written,
     }
@@ -103,7 +105,13 @@ def page(facts: Mapping[str, Any]) -> str:
         for name, found in facts["above"].items()
     ]
     trained = [
-        [_TITLES[name], f"{found['parameters']:,}", f"{found['steps']:,}", f"{found['seconds'] / 60:.0f}"]
+        [
+            _TITLES[name],
+            f"{found['parameters']:,}",
+            f"{found['steps']:,}",
+            f"{found['learning_rate']:g}",
+            f"{found['seconds'] / 60:.0f}",
+        ]
         for name, found in facts["training"].items()
     ]
     return "\n".join(
@@ -116,7 +124,7 @@ def page(facts: Mapping[str, Any]) -> str:
             "How far the translator is above each, on the same draws:",
             "",
             markdown_table(["system", "BLEU points"], above),
-            markdown_table(["system", "parameters", "steps", "minutes, last session"], trained),
+            markdown_table(["system", "parameters", "steps", "learning rate", "minutes, last session"], trained),
         ]
     )
 

@@ -130,7 +130,7 @@ def _list_new_fonts(manager: Any) -> None:
     listed = {font.fname for font in manager.fontManager.ttflist}
     for path in manager.findSystemFonts():
         if path not in listed:
-            with contextlib.suppress(OSError, RuntimeError):  # no font, or none that matplotlib reads
+            with contextlib.suppress(Exception):  # matplotlib's own list leaves out whatever it cannot read, too
                 manager.fontManager.addfont(path)
 
 

@@ -65,6 +65,20 @@ def test_a_saved_dataset_is_told_by_its_rows(tmp_path):
     assert own_data(str(tmp_path / "saved")) == before
 
 
+def test_the_trial_takes_the_threads_of_the_training():
+    task, config = tiny_task(**{**NO_CHANCE, "threads": 1})
+    seen: set[int] = set()
+    batch = task.batch
+    task.batch = lambda indices: seen.add(torch.get_num_threads()) or batch(indices)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected_seconds(task, config, tries=1)
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("accumulate", "processes", "most"), [(1, 1, 1.0), (4, 1, 0.25), (2, 2, 0.25)])
 def test_the_trial_takes_no_more_memory_than_a_part_of_a_batch(monkeypatch, accumulate, processes, most):
     monkeypatch.setenv("WORLD_SIZE", str(processes))

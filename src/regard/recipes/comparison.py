@@ -24,7 +24,7 @@ from regard.training.config import TrainingConfig
 from regard.training.loop import train
 from regard.training.optimizers import optimizer_for
 from regard.training.saved_datasets import data_files, is_saved_dataset
-from regard.training.setup import computes_in_bfloat16
+from regard.training.setup import computes_in_bfloat16, threads_of
 from regard.training.sources import sha256_of
 from regard.training.task import Task
 from regard.training.whole_file import write_whole
@@ -98,15 +98,16 @@ def expected_seconds(task: Task, config: TrainingConfig, *, tries: int = 3) -> f
         raise DataError("the task has no batches: its data are fewer than one batch. Give more, or lower batch_size.")
     indices = order[0][:: config.accumulate * int(os.environ.get("WORLD_SIZE", "1"))]
     spent: list[float] = []
-    for _ in range(tries + 1):
-        begun = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(config)):
-            loss = task.loss(task.model.train(), send_to_device(task.batch(indices), device))
-        torch.autograd.backward(loss / task.units(indices))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        float(loss.detach())  # a device works on while the clock is read, unless it is waited for
-        spent.append(time.perf_counter() - begun)
+    with threads_of(config):
+        for _ in range(tries + 1):
+            begun = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(config)):
+                loss = task.loss(task.model.train(), send_to_device(task.batch(indices), device))
+            torch.autograd.backward(loss / task.units(indices))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            float(loss.detach())  # a device works on while the clock is read, unless it is waited for
+            spent.append(time.perf_counter() - begun)
     task.model.load_state_dict(kept)
     task.model.to("cpu")
     torch.set_rng_state(drawn)

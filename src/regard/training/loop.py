@@ -13,8 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from regard.training.monitor import Monitor
 from regard.training.optimizers import optimizer_for
 from regard.training.processes import Processes
 from regard.training.schedule import rate_at
-from regard.training.setup import dropout_for, seed_all
+from regard.training.setup import dropout_for, seed_all, threads_of
 from regard.training.state import TrainingState, load_tensors, load_weights, whole_tensors, whole_weights
 from regard.training.task import Batch, Task
 from regard.training.whole_file import write_whole
@@ -69,21 +69,8 @@ def train(task: Task, config: TrainingConfig, folder: Path, *, watched: bool = F
         CheckpointError: a checkpoint of another configuration, a second writer, a full disk.
         DataError: a task without batches, or a loss that is not finite.
     """
-    with _threads(config.threads):
+    with threads_of(config):
         return _Run(task, config, folder, watched=watched).go()
-
-
-@contextmanager
-def _threads(count: int | None) -> Generator[None]:
-    """So many in torch's products meanwhile; None leaves them alone."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        if count is not None:
-            torch.set_num_threads(before)
 
 
 class _Objective(nn.Module):

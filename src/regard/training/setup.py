@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, cast
 
@@ -28,6 +30,19 @@ def dropout_for(model: nn.Module, config: TrainingConfig) -> DropoutSchedule | N
     if config.dropout_start is None or config.dropout_end is None:
         return None
     return DropoutSchedule(model, config.dropout_start, config.dropout_end, steps=config.steps)
+
+
+@contextmanager
+def threads_of(config: TrainingConfig) -> Generator[None]:
+    """As many threads in torch's products meanwhile as were asked for; torch's own choice otherwise."""
+    before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        yield
+    finally:
+        if config.threads is not None:
+            torch.set_num_threads(before)
 
 
 def seed_all(seed: int, step: int, process: int) -> None:

@@ -65,18 +65,36 @@ def test_a_saved_dataset_is_told_by_its_rows(tmp_path):
     assert own_data(str(tmp_path / "saved")) == before
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_the_trial_takes_the_threads_of_the_training():
     task, config = tiny_task(**{**NO_CHANCE, "threads": 1})
     seen: set[int] = set()
     batch = task.batch
     task.batch = lambda indices: seen.add(torch.get_num_threads()) or batch(indices)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        expected_seconds(task, config, tries=1)
-        assert (seen, torch.get_num_threads()) == ({1}, 2)
-    finally:
-        torch.set_num_threads(before)
+    expected_seconds(task, config, tries=1)
+    assert seen == {1}
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_test_takes_the_threads_of_the_training(tmp_path):
+    task, config = tiny_task(**{**NO_CHANCE, "steps": 1, "threads": 1})
+    found = compare_variants(
+        [Variant("one", config)],
+        tmp_path,
+        make_task=lambda _: task,
+        report=lambda *_: {"threads": torch.get_num_threads()},
+        say=str,
+    )
+    assert found["one"]["threads"] == 1
 
 
 @pytest.mark.parametrize(("accumulate", "processes", "most"), [(1, 1, 1.0), (4, 1, 0.25), (2, 2, 0.25)])

@@ -144,6 +144,7 @@ def _trained(name: str, recipe: Any, config: TrainingConfig, folder: Path, downl
     from regard.recipes.comparison import expected_seconds, told_time
     from regard.training.loop import train as train_task
     from regard.training.progress import said
+    from regard.training.setup import threads_of
     from regard.training.whole_file import write_whole
 
     task = recipe.make_task(config, download=download)
@@ -153,7 +154,8 @@ def _trained(name: str, recipe: Any, config: TrainingConfig, folder: Path, downl
     report: dict[str, Any] = {"recipe": name, "step": trained.step, "finished": trained.finished}
     report["validation"] = trained.metrics
     if trained.finished:
-        report["test"] = recipe.report(task, trained.model, config)
+        with threads_of(config):
+            report["test"] = recipe.report(task, trained.model, config)
     else:
         said(f"stopped at step {trained.step}; the same command goes on from there.")
     write_whole(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")

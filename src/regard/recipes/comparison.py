@@ -70,11 +70,14 @@ def compare_variants(
         if not trained.finished:
             say(f"{variant.name}: stopped at step {trained.step}; the same command goes on from there.")
             return None
+        seconds = round(time.monotonic() - begun, 1)
+        with threads_of(variant.config):
+            told = report(task, trained.model, variant.config)
         result: Result = {
             "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
             "steps": trained.step,
-            "seconds": round(time.monotonic() - begun, 1),
-            **report(task, trained.model, variant.config),
+            "seconds": seconds,
+            **told,
         }
         _write(folder / variant.name, variant.config, data, result)
         results[variant.name] = result

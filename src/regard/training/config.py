@@ -34,7 +34,7 @@ class TrainingConfig(BaseModel):
             guide (3.3) lets it fall, and it may rise. Without, the rate is the model's own.
         precision: of products: "bfloat16" is autocast, "auto" takes it where the machine computes in it.
         sharding: "full" spreads weights, gradients and optimizer over the processes of torchrun (FSDP2).
-        threads: of this process while it trains; torch's own choice unless given.
+        threads: of this process while it trains and is tested; torch's own choice unless given.
         log_every, evaluate_every, checkpoint_every: in steps. Evaluation and a checkpoint also come at the end.
         checkpoint_minutes: a checkpoint comes at the latest after so many minutes; 0 is off.
         keep: how many checkpoints stay.
